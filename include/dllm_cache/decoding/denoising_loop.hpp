@@ -1,0 +1,388 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <algorithm>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <span>
+#include <type_traits>
+#include <utility>
+#include <vector>
+
+#include "dllm_cache/decoding/denoising_model.hpp"
+#include "dllm_cache/guidance.hpp"
+#include "dllm_cache/workspace.hpp"
+
+namespace dllm_cache {
+
+/// What one step did to one sequence; the spans are valid during the callback only.
+struct StepReport {
+  Index id = 0;                                  ///< The sequence, as add() numbered it.
+  Index step = 0;                                ///< The step just done, from 0.
+  Rows block = {};                               ///< The block it worked on.
+  Index committed = 0;                           ///< How many of `predictions` were committed.
+  std::span<const Prediction> predictions = {};  ///< Surest first; the rest are provisional.
+  std::span<const std::int32_t> tokens = {};     ///< Prompt and response after the step.
+  Index prompt_rows = 0;                         ///< How many of `tokens` are the prompt.
+  bool finished = false;                         ///< Nothing more will happen to this sequence.
+};
+
+/// Denoises any number of sequences together, each with its own options and cache policy.
+///
+/// Sequences may join at any time and leave when they are finished; a sequence's result does not
+/// depend on its neighbours beyond the rounding of the model's products. With guidance a sequence
+/// has a second cache, for the prompt replaced by masks. An exception from the model leaves
+/// everything as it was: the next step() tries again. Not synchronised; starts no threads.
+template <class Model, StoredScalar Stored = float, class Selector = VVerifySelector<float, Stored>>
+requires DenoisingModel<Model, Stored> && RowSelector<Selector, float, Stored>
+class DenoisingLoop {
+ public:
+  using Cache = FeatureCache<float, Stored, Selector>;
+  using PassType = Pass<float, Stored, Selector>;
+
+  /// Looks into a running step; empty functions are not called.
+  struct Observer {
+    /// After each layer. Sequence `i` of the pass is `batch()[i]`.
+    std::function<void(const PassType& pass, Index layer)> on_layer;
+    /// After each row of logits `[vocabulary]`, guided when there is guidance.
+    std::function<void(Index id, Index row, std::span<const float> logits)> on_logits;
+  };
+
+  /// One sequence of the step in progress.
+  struct BatchEntry {
+    Index id = 0;
+    bool unconditional = false;
+  };
+
+  /// The model must outlive the loop.
+  explicit DenoisingLoop(Model& model) : m_model(&model) {}
+
+  Observer observer;  ///< Set it before the step that it is to see.
+
+  /// Adds a sequence and returns its number. Throws std::invalid_argument for bad options.
+  Index add(std::span<const std::int32_t> prompt, const DecodingOptions& options,
+            const AnyPolicy& policy) {
+    auto slot = std::make_unique<Slot>(sequences(),
+                                       SequenceState(prompt, options, m_model->special_tokens()),
+                                       make_cache(prompt.size(), options, policy));
+    if (options.guidance_scale > 0.0)
+      slot->guided.emplace(make_cache(prompt.size(), options, policy),
+                           Guidance(options.guidance_scale, options.guidance_interval,
+                                    options.response, m_model->vocabulary()),
+                           slot->changed.size());
+    m_slots.push_back(std::move(slot));
+    return static_cast<Index>(m_slots.size()) - 1;
+  }
+
+  /// Takes one step of every sequence that is not finished and tells `on_step` of each (it may
+  /// return false to cancel). Returns false when nothing is left to do or it was cancelled.
+  template <class OnStep>
+  bool step(OnStep&& on_step) {
+    if (!m_pass) forward();
+    if (!m_pass) return false;
+    predict_rows();
+    m_pass.reset();
+    return commit(on_step);
+  }
+  /// The same without a callback.
+  bool step() {
+    return step([](const StepReport&) {});
+  }
+
+  /// Steps until every sequence is finished; returns false when `on_step` cancelled.
+  template <class OnStep>
+  bool run(OnStep&& on_step) {
+    while (step(on_step)) {
+    }
+    return finished();
+  }
+  /// The same without a callback.
+  void run() {
+    while (step()) {
+    }
+  }
+
+  /// Stops a sequence where it is: it takes no further steps. Throws like sequence().
+  void stop(Index id) { slot(id).stopped = true; }
+
+  /// True when no sequence would take another step.
+  [[nodiscard]] bool finished() const {
+    return std::none_of(m_slots.begin(), m_slots.end(),
+                        [](const auto& slot) { return slot->runs(); });
+  }
+  /// Number of sequences added so far.
+  [[nodiscard]] Index sequences() const { return static_cast<Index>(m_slots.size()); }
+  /// State of a sequence; throws std::invalid_argument for an unknown number.
+  [[nodiscard]] const SequenceState& sequence(Index id) const { return slot(id).state; }
+  /// The features of a sequence's conditional run; throws like sequence().
+  [[nodiscard]] const Cache& cache(Index id) const { return slot(id).cache; }
+  /// Sequences of the step in progress, in the order of the pass.
+  [[nodiscard]] std::span<const BatchEntry> batch() const { return m_batch; }
+
+  /// Rows of all committed steps of a sequence, unconditional ones included; throws like
+  /// sequence().
+  [[nodiscard]] RowCounts counts(Index id) const {
+    const Slot& held = slot(id);
+    RowCounts counts = held.cache.counts();
+    if (held.guided) counts += held.guided->cache.counts();
+    counts.head = held.head_rows;
+    return counts;
+  }
+  /// Forwards of a sequence, unconditional ones included; throws like sequence().
+  [[nodiscard]] Index forwards(Index id) const {
+    const Slot& held = slot(id);
+    return held.cache.step() + (held.guided ? held.guided->cache.step() : 0);
+  }
+  /// Bytes of features held for a sequence, unconditional ones included; throws like sequence().
+  [[nodiscard]] Index cache_bytes(Index id) const {
+    const Slot& held = slot(id);
+    return held.cache.bytes() + (held.guided ? held.guided->cache.bytes() : 0);
+  }
+
+ private:
+  // The unconditional run of a guided sequence, with counters of its own.
+  struct Guided {
+    Guided(Cache features, Guidance residual, std::size_t rows)
+        : cache(std::move(features)), guidance(std::move(residual)), changed(rows, 0) {}
+    Cache cache;
+    Guidance guidance;
+    std::vector<std::uint8_t> changed;
+    Rows block = {};
+    Index block_step = 0;
+  };
+
+  struct Slot {
+    Slot(Index number, SequenceState sequence, Cache features)
+        : id(number),
+          state(std::move(sequence)),
+          cache(std::move(features)),
+          changed(state.tokens().size(), 0) {}
+    [[nodiscard]] bool runs() const { return !stopped && !state.finished(); }
+    Index id;
+    SequenceState state;
+    Cache cache;
+    std::vector<std::uint8_t> changed;  // since the last committed step
+    std::optional<Guided> guided;
+    Index head_rows = 0;
+    bool stopped = false;
+  };
+
+  // A row whose logits are wanted, by its places in x.
+  struct Wanted {
+    Slot* slot = nullptr;
+    Index row = 0;
+    Index place = 0;
+    Index unconditional_place = -1;  // refreshes the residual when there is one
+  };
+
+  // Logits are computed and reduced in chunks: no [rows, vocabulary] array, and rows stay in cache.
+  static constexpr Index chunk_rows = 32;
+
+  Cache make_cache(std::size_t prompt, const DecodingOptions& options, const AnyPolicy& policy) {
+    const SequenceShape shape{.prompt = static_cast<Index>(prompt),
+                              .response = options.response,
+                              .prediction_shift = m_model->prediction_shift()};
+    return Cache(m_model->shape(), shape, policy);
+  }
+
+  [[nodiscard]] const Slot& slot(Index id) const {
+    if (id < 0 || id >= sequences())
+      detail::refuse_argument("DenoisingLoop: sequence must be in [0, ", sequences(), "), got ",
+                              id);
+    return *m_slots[static_cast<std::size_t>(id)];
+  }
+  [[nodiscard]] Slot& slot(Index id) { return const_cast<Slot&>(std::as_const(*this).slot(id)); }
+
+  void collect_batch() {
+    m_batch.clear();
+    m_caches.clear();
+    m_inputs.clear();
+    for (Index id = 0; id < sequences(); ++id) {
+      Slot& running = slot(id);
+      if (!running.runs()) continue;
+      const SequenceState& state = running.state;
+      m_batch.push_back({id, false});
+      m_caches.push_back(&running.cache);
+      m_inputs.push_back({.block = state.block(),
+                          .block_step = state.block_progress().step,
+                          .masked = state.masked(),
+                          .changed = running.changed});
+      if (!running.guided || !running.guided->guidance.due(state.step())) continue;
+      Guided& guided = *running.guided;
+      m_batch.push_back({id, true});
+      m_caches.push_back(&guided.cache);
+      m_inputs.push_back({.block = state.block(),
+                          .block_step = guided.block == state.block() ? guided.block_step : 0,
+                          .masked = state.masked(),
+                          .changed = guided.changed});
+    }
+  }
+
+  // One forward of all running sequences; leaves the hidden rows in m_x and the finished pass.
+  void forward() {
+    collect_batch();
+    if (m_batch.empty()) return;
+    PassType pass = m_workspace.begin_step(std::span<Cache* const>(m_caches),
+                                           std::span<const StepInput>(m_inputs));
+    const Index width = m_model->shape().width;
+    m_x = dense_view(m_hidden.ensure(pass.flow() * width), pass.flow(), width);
+    m_tokens.clear();
+    for (Index i = 0; i < pass.sequences(); ++i) {
+      const BatchEntry& entry = m_batch[static_cast<std::size_t>(i)];
+      const SequenceState& state = sequence(entry.id);
+      for (const Index row : pass.rows(i))
+        m_tokens.push_back(entry.unconditional && row < state.prompt_rows()
+                               ? m_model->special_tokens().mask
+                               : state.tokens()[static_cast<std::size_t>(row)]);
+    }
+    if (pass.flow() > 0) m_model->embed(m_tokens, m_x);
+    for (Index layer = 0; layer < m_model->shape().layers; ++layer) {
+      pass.layer(m_model->layer(layer), m_x);
+      if (observer.on_layer) observer.on_layer(pass, layer);
+    }
+    for (const BatchEntry& entry : m_batch) count_forward(slot(entry.id), entry.unconditional);
+    m_pass.emplace(std::move(pass));
+  }
+
+  void count_forward(Slot& ran, bool unconditional) {
+    std::vector<std::uint8_t>& changed = unconditional ? ran.guided->changed : ran.changed;
+    std::fill(changed.begin(), changed.end(), std::uint8_t{0});
+    if (!unconditional) return;
+    if (ran.guided->block != ran.state.block()) ran.guided->block_step = 0;
+    ran.guided->block = ran.state.block();
+    ++ran.guided->block_step;
+  }
+
+  void predict_rows() {
+    m_wanted.clear();
+    for (Index i = 0; i < m_pass->sequences(); ++i) {
+      const BatchEntry& entry = m_batch[static_cast<std::size_t>(i)];
+      if (entry.unconditional) continue;
+      const auto next = static_cast<std::size_t>(i) + 1;
+      const bool refreshes = next < m_batch.size() && m_batch[next].unconditional;
+      want_rows(slot(entry.id), i, refreshes);
+    }
+    for (std::size_t begin = 0; begin < m_wanted.size(); begin += chunk_rows)
+      predict_chunk(std::span<const Wanted>(m_wanted).subspan(
+          begin, std::min<std::size_t>(chunk_rows, m_wanted.size() - begin)));
+  }
+
+  // Only rows that can still be committed; all masked rows when the guidance residual is refreshed.
+  void want_rows(Slot& held, Index sequence, bool refreshes) {
+    held.state.predictions().clear();
+    const auto masked = held.state.masked();
+    const Index shift = m_model->prediction_shift();
+    for (Index row = held.state.prompt_rows(); row < static_cast<Index>(masked.size()); ++row) {
+      if (masked[static_cast<std::size_t>(row)] == 0) continue;
+      if (!refreshes && !held.state.is_candidate(row)) continue;
+      const std::optional<Index> place = m_pass->find(row - shift, sequence);
+      if (!place) continue;  // the policy lets it rest in this step
+      Wanted wanted{.slot = &held, .row = row, .place = *place};
+      if (refreshes)
+        wanted.unconditional_place = m_pass->find(row - shift, sequence + 1).value_or(-1);
+      m_wanted.push_back(wanted);
+    }
+  }
+
+  void predict_chunk(std::span<const Wanted> chunk) {
+    m_places.clear();
+    for (const Wanted& wanted : chunk) m_places.push_back(wanted.place);
+    const MatrixView<float> logits = head(m_logits);
+    m_places.clear();
+    for (const Wanted& wanted : chunk)
+      if (wanted.unconditional_place >= 0) m_places.push_back(wanted.unconditional_place);
+    MatrixView<float> unconditional;
+    if (!m_places.empty()) unconditional = head(m_unconditional_logits);
+    Index next_unconditional = 0;
+    for (std::size_t i = 0; i < chunk.size(); ++i) {
+      const Wanted& wanted = chunk[i];
+      Slot& held = *wanted.slot;
+      const std::span<float> row = row_of(logits, static_cast<Index>(i));
+      ++held.head_rows;
+      if (held.guided) {
+        const Index response_row = wanted.row - held.state.prompt_rows();
+        if (wanted.unconditional_place >= 0) {
+          held.guided->guidance.refresh(response_row, row,
+                                        row_of(unconditional, next_unconditional++));
+          ++held.head_rows;
+        }
+        held.guided->guidance.apply(response_row, row);
+      }
+      if (observer.on_logits) observer.on_logits(held.id, wanted.row, std::span<const float>(row));
+      if (held.state.is_candidate(wanted.row))
+        held.state.predictions().push_back(predict(wanted.row, row, held.state.prediction_rule(),
+                                                   held.state.random_key(wanted.row)));
+    }
+  }
+
+  // Logits of the rows at m_places of x.
+  MatrixView<float> head(detail::Buffer<float>& memory) {
+    const auto rows = static_cast<Index>(m_places.size());
+    const MatrixView<float> logits =
+        dense_view(memory.ensure(chunk_rows * m_model->vocabulary()), rows, m_model->vocabulary());
+    MatrixView<const float> hidden = m_x.middle_rows(m_places.front(), rows);
+    if (m_places.back() - m_places.front() + 1 != rows) {
+      const MatrixView<float> gathered =
+          dense_view(m_gathered.ensure(chunk_rows * m_x.cols), rows, m_x.cols);
+      for (Index i = 0; i < rows; ++i)
+        std::copy_n(m_x.row(m_places[static_cast<std::size_t>(i)]), m_x.cols, gathered.row(i));
+      hidden = gathered;
+    }
+    m_model->logits(hidden, logits);
+    return logits;
+  }
+
+  static std::span<float> row_of(const MatrixView<float>& matrix, Index row) {
+    return {matrix.row(row), static_cast<std::size_t>(matrix.cols)};
+  }
+
+  template <class OnStep>
+  bool commit(OnStep& on_step) {
+    m_reports.clear();
+    for (const BatchEntry& entry : m_batch) {
+      if (entry.unconditional) continue;
+      Slot& held = slot(entry.id);
+      StepReport report{.id = entry.id, .step = held.state.step(), .block = held.state.block()};
+      report.committed = held.state.commit();
+      report.predictions = held.state.predictions();
+      report.tokens = held.state.tokens();
+      report.prompt_rows = held.state.prompt_rows();
+      report.finished = held.state.finished();
+      for (Index i = 0; i < report.committed; ++i) {
+        const auto row =
+            static_cast<std::size_t>(report.predictions[static_cast<std::size_t>(i)].row);
+        held.changed[row] = 1;
+        if (held.guided) held.guided->changed[row] = 1;
+      }
+      m_reports.push_back(report);
+    }
+    bool goes_on = true;
+    for (const StepReport& report : m_reports) {
+      if constexpr (std::is_void_v<std::invoke_result_t<OnStep&, const StepReport&>>)
+        on_step(report);
+      else
+        goes_on = on_step(report) && goes_on;
+    }
+    return goes_on && !finished();
+  }
+
+  Model* m_model;
+  std::vector<std::unique_ptr<Slot>> m_slots;
+  Workspace<float, Stored, Selector> m_workspace;
+  std::optional<PassType> m_pass;  // a finished forward whose predictions are not committed yet
+  std::vector<BatchEntry> m_batch;
+  std::vector<Cache*> m_caches;
+  std::vector<StepInput> m_inputs;
+  std::vector<std::int32_t> m_tokens;
+  std::vector<Wanted> m_wanted;
+  std::vector<Index> m_places;
+  std::vector<StepReport> m_reports;
+  MatrixView<float> m_x;
+  detail::Buffer<float> m_hidden;
+  detail::Buffer<float> m_gathered;
+  detail::Buffer<float> m_logits;
+  detail::Buffer<float> m_unconditional_logits;
+};
+
+}  // namespace dllm_cache

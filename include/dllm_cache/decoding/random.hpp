@@ -1,0 +1,57 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+
+namespace dllm_cache {
+
+/// Names one row of one step of one sequence: random numbers depend on nothing else, so that a
+/// batch draws what single runs draw, in whatever order.
+struct RandomKey {
+  std::uint64_t seed = 0;
+  std::uint64_t sequence = 0;
+  std::uint64_t step = 0;
+  std::uint64_t row = 0;
+};
+
+/// Independent uses of randomness within one row.
+enum class RandomUse : std::uint64_t { Token = 1, Confidence = 2, Order = 3 };
+
+namespace detail {
+
+/// Finaliser of SplitMix64 (Steele, Lea, Flood 2014): every bit of the input moves every bit.
+[[nodiscard]] constexpr std::uint64_t mix_bits(std::uint64_t bits) {
+  bits += 0x9e3779b97f4a7c15ULL;
+  bits = (bits ^ (bits >> 30)) * 0xbf58476d1ce4e5b9ULL;
+  bits = (bits ^ (bits >> 27)) * 0x94d049bb133111ebULL;
+  return bits ^ (bits >> 31);
+}
+
+}  // namespace detail
+
+/// A stream of uniform numbers for one row, addressed by index rather than drawn in order.
+class RowRandom {
+ public:
+  RowRandom(const RandomKey& key, RandomUse use) : m_base(static_cast<std::uint64_t>(use)) {
+    // Chained, so that (1, 2) and (2, 1) differ.
+    for (const std::uint64_t part : {key.seed, key.sequence, key.step, key.row})
+      m_base = detail::mix_bits(m_base ^ part);
+  }
+
+  /// Number `index` of the stream, uniform in the open interval (0, 1).
+  [[nodiscard]] double uniform(std::uint64_t index) const {
+    const std::uint64_t bits = detail::mix_bits(m_base + index * 0xd1342543de82ef95ULL);
+    return (static_cast<double>(bits >> 11) + 0.5) * 0x1.0p-53;
+  }
+
+  /// Number `index` of the stream, standard Gumbel: -log(-log(u)).
+  [[nodiscard]] double gumbel(std::uint64_t index) const {
+    return -std::log(-std::log(uniform(index)));
+  }
+
+ private:
+  std::uint64_t m_base;
+};
+
+}  // namespace dllm_cache

@@ -1,0 +1,185 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "dllm_cache/decoding/commit_rule.hpp"
+#include "dllm_cache/plan.hpp"
+
+namespace dllm_cache {
+
+/// How one sequence is decoded.
+struct DecodingOptions {
+  Index response = 128;      ///< Response rows, at least 1 (`gen_length`).
+  Index block_length = 0;    ///< Divides `response`; 0: the whole response is one block.
+  Index steps = 0;           ///< Steps in all, a multiple of the number of blocks; 0: one a row.
+  double temperature = 0.0;  ///< Gumbel noise, at least 0.
+  Remasking remasking = Remasking::LowConfidence;
+  CommitRule commit = CountedCommit{};
+  double guidance_scale = 0.0;  ///< `cfg_scale`, at least 0; 0: no guidance.
+  Index guidance_interval = 1;  ///< Steps between refreshes of the guidance residual, at least 1.
+  bool early_stop = false;      ///< A finished block with end-of-text ends the sequence.
+  std::uint64_t seed = 0;
+  std::uint64_t sequence = 0;  ///< Number of the sequence for random numbers.
+};
+
+/// Tokens that mean something to the loop.
+struct SpecialTokens {
+  std::int32_t mask = no_token;
+  std::int32_t end_of_text = no_token;
+};
+
+/// The denoising state of one sequence: tokens, block and step counters, and which rows may still
+/// be committed. Knows neither model nor cache. Source: LLaDA's `generate` as in
+/// utils/generate_function.py of maomaocun/dLLM-cache at 17235bf. Not synchronised.
+class SequenceState {
+ public:
+  /// Takes the prompt's tokens; throws std::invalid_argument naming field, legal range and value.
+  SequenceState(std::span<const std::int32_t> prompt, const DecodingOptions& options,
+                const SpecialTokens& special)
+      : m_options(options), m_special(special), m_prompt(static_cast<Index>(prompt.size())) {
+    check_options();
+    m_tokens.assign(prompt.begin(), prompt.end());
+    m_tokens.resize(prompt.size() + static_cast<std::size_t>(options.response), special.mask);
+    m_masked.assign(m_tokens.size(), 0);
+    std::fill(m_masked.begin() + m_prompt, m_masked.end(), std::uint8_t{1});
+    m_predictions.reserve(static_cast<std::size_t>(options.response));
+    begin_block(0);
+  }
+
+  /// Tokens of the prompt and the response; rows not decoded yet hold the mask.
+  [[nodiscard]] std::span<const std::int32_t> tokens() const { return m_tokens; }
+  /// Tokens of the response.
+  [[nodiscard]] std::span<const std::int32_t> response() const {
+    return tokens().subspan(static_cast<std::size_t>(m_prompt));
+  }
+  /// One flag a row: 1 where the token is still to be found. Prompt rows are never masked.
+  [[nodiscard]] std::span<const std::uint8_t> masked() const { return m_masked; }
+  [[nodiscard]] Index prompt_rows() const { return m_prompt; }
+  [[nodiscard]] const DecodingOptions& options() const { return m_options; }
+  /// Denoising steps done.
+  [[nodiscard]] Index step() const { return m_step; }
+  /// Rows of the active block.
+  [[nodiscard]] Rows block() const {
+    return {m_prompt + m_block * m_block_length, m_prompt + (m_block + 1) * m_block_length};
+  }
+  [[nodiscard]] const BlockProgress& block_progress() const { return m_progress; }
+  [[nodiscard]] bool finished() const { return m_finished; }
+
+  /// Whether a row may be committed in this step: masked, and before the end of the active block
+  /// (rows that an earlier block left masked stay candidates, as in the reference).
+  [[nodiscard]] bool is_candidate(Index row) const {
+    return row < block().end && m_masked[static_cast<std::size_t>(row)] != 0;
+  }
+
+  /// How rows are predicted in this step.
+  [[nodiscard]] PredictionRule prediction_rule() const {
+    return {m_options.temperature, m_options.remasking,
+            m_excludes_mask ? m_special.mask : no_token};
+  }
+  [[nodiscard]] RandomKey random_key(Index row) const {
+    return {m_options.seed, m_options.sequence, static_cast<std::uint64_t>(m_step),
+            static_cast<std::uint64_t>(row - m_prompt)};
+  }
+
+  /// Predictions gathered for this step; the caller clears and fills them before commit().
+  [[nodiscard]] std::vector<Prediction>& predictions() { return m_predictions; }
+  [[nodiscard]] const std::vector<Prediction>& predictions() const { return m_predictions; }
+
+  /// Ends the step: commits the best predictions and moves on. Returns how many were committed;
+  /// they are the first of predictions(), which stays as it is until the caller clears it.
+  Index commit() {
+    const Index count = choose_commits(m_predictions, m_options.commit, m_progress);
+    Index found = 0;
+    for (Index i = 0; i < count; ++i) {
+      const Prediction& best = m_predictions[static_cast<std::size_t>(i)];
+      m_tokens[static_cast<std::size_t>(best.row)] = best.token;
+      const bool still_masked = best.token == m_special.mask;
+      m_masked[static_cast<std::size_t>(best.row)] = still_masked ? 1 : 0;
+      if (!still_masked) ++found;
+    }
+    ++m_step;
+    ++m_progress.step;
+    // A model that predicts the mask itself would keep an open-ended block busy for ever.
+    m_excludes_mask = !is_counted(m_options.commit) && found == 0;
+    if (block_finished()) finish_block();
+    return count;
+  }
+
+ private:
+  [[nodiscard]] Index blocks() const { return m_options.response / m_block_length; }
+
+  void check_options() {
+    const DecodingOptions& o = m_options;
+    const auto refuse = [](const auto&... parts) {
+      detail::refuse_argument("DecodingOptions: ", parts...);
+    };
+    if (m_special.mask < 0)
+      detail::refuse_argument("SpecialTokens: mask must be a token, got ", m_special.mask);
+    if (o.response < 1) refuse("response must be at least 1, got ", o.response);
+    if (o.block_length < 0 || o.block_length > o.response ||
+        (o.block_length > 0 && o.response % o.block_length != 0))
+      refuse("block_length must divide response = ", o.response, ", got ", o.block_length);
+    m_block_length = o.block_length == 0 ? o.response : o.block_length;
+    const Index steps = o.steps == 0 ? o.response : o.steps;
+    if (steps < 1 || steps % blocks() != 0)
+      refuse("steps must be a positive multiple of the number of blocks = ", blocks(), ", got ",
+             o.steps);
+    m_progress.steps = steps / blocks();
+    if (!(o.temperature >= 0.0)) refuse("temperature must be at least 0, got ", o.temperature);
+    if (!(o.guidance_scale >= 0.0))
+      refuse("guidance_scale must be at least 0, got ", o.guidance_scale);
+    if (o.guidance_interval < 1)
+      refuse("guidance_interval must be at least 1, got ", o.guidance_interval);
+    if (o.early_stop && m_special.end_of_text < 0)
+      refuse("early_stop needs a model with an end-of-text token");
+  }
+
+  void begin_block(Index block) {
+    m_block = block;
+    m_progress.step = 0;
+    m_progress.first_masked = masked_in_block();
+  }
+
+  [[nodiscard]] Index masked_in_block() const {
+    const Rows rows = block();
+    return std::count(m_masked.begin() + rows.begin, m_masked.begin() + rows.end, 1);
+  }
+
+  [[nodiscard]] bool block_finished() const {
+    return is_counted(m_options.commit) ? m_progress.step == m_progress.steps
+                                        : masked_in_block() == 0;
+  }
+
+  void finish_block() {
+    const Rows rows = block();
+    const auto begin = m_tokens.begin() + rows.begin, end = m_tokens.begin() + rows.end;
+    if (m_options.early_stop && std::find(begin, end, m_special.end_of_text) != end) {
+      std::fill(end, m_tokens.end(), m_special.end_of_text);
+      std::fill(m_masked.begin() + rows.end, m_masked.end(), std::uint8_t{0});
+      m_finished = true;
+    } else if (m_block + 1 == blocks()) {
+      m_finished = true;
+    } else {
+      begin_block(m_block + 1);
+    }
+  }
+
+  DecodingOptions m_options;
+  SpecialTokens m_special;
+  Index m_prompt;
+  Index m_block_length = 1;
+  Index m_block = 0;
+  Index m_step = 0;
+  BlockProgress m_progress;
+  std::vector<std::int32_t> m_tokens;
+  std::vector<std::uint8_t> m_masked;
+  std::vector<Prediction> m_predictions;
+  bool m_excludes_mask = false;
+  bool m_finished = false;
+};
+
+}  // namespace dllm_cache

@@ -1,0 +1,32 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <sstream>
+#include <stdexcept>
+#include <string>
+
+// Messages are put together here, out of line, so that the paths that never throw stay short.
+namespace dllm_cache::detail {
+
+/// Joins the parts with `<<`.
+template <class... Parts>
+[[nodiscard]] std::string text(const Parts&... parts) {
+  std::ostringstream out;
+  (out << ... << parts);
+  return out.str();
+}
+
+/// Throws std::invalid_argument with the joined parts: class, field, legal range, value.
+template <class... Parts>
+[[noreturn]] void refuse_argument(const Parts&... parts) {
+  throw std::invalid_argument(text(parts...));
+}
+
+/// Throws std::logic_error with the joined parts: a call out of order, or a plan that cannot be
+/// carried out.
+template <class... Parts>
+[[noreturn]] void refuse_call(const Parts&... parts) {
+  throw std::logic_error(text(parts...));
+}
+
+}  // namespace dllm_cache::detail

@@ -1,0 +1,17 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+/// The whole core; needs Eigen alone.
+#include "dllm_cache/eigen.hpp"
+#include "dllm_cache/feature_cache.hpp"
+#include "dllm_cache/layer.hpp"
+#include "dllm_cache/matrix_view.hpp"
+#include "dllm_cache/plan.hpp"
+#include "dllm_cache/policies/dllm_cache.hpp"
+#include "dllm_cache/policy.hpp"
+#include "dllm_cache/scalar.hpp"
+#include "dllm_cache/stats.hpp"
+#include "dllm_cache/step_planner.hpp"
+#include "dllm_cache/version.hpp"
+#include "dllm_cache/vverify_selector.hpp"
+#include "dllm_cache/workspace.hpp"

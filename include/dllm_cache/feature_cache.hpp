@@ -1,0 +1,191 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <algorithm>
+#include <memory_resource>
+#include <utility>
+
+#include "dllm_cache/detail/buffer.hpp"
+#include "dllm_cache/stats.hpp"
+#include "dllm_cache/step_planner.hpp"
+#include "dllm_cache/vverify_selector.hpp"
+
+namespace dllm_cache {
+
+/// Widths of a model as the cache needs to know them.
+struct ModelShape {
+  Index layers = 0;       ///< Transformer layers, 1 to 2^16.
+  Index width = 0;        ///< Width d of the hidden state, 1 to 2^24.
+  Index query_width = 0;  ///< heads * head_dim, 1 to 2^24; may differ from `width`.
+  Index kv_width = 0;     ///< kv_heads * head_dim of keys and of values, 1 to 2^24.
+
+  friend bool operator==(const ModelShape&, const ModelShape&) = default;
+};
+
+/// Refuses widths outside their legal range; throws std::invalid_argument naming the field.
+inline void check_shape(const ModelShape& shape) {
+  const auto check = [](const char* field, Index value, Index most) {
+    if (value < 1 || value > most)
+      detail::refuse_argument("ModelShape: ", field, " must be in [1, ", most, "], got ", value);
+  };
+  check("layers", shape.layers, Index{1} << 16);
+  check("width", shape.width, Index{1} << 24);
+  check("query_width", shape.query_width, Index{1} << 24);
+  check("kv_width", shape.kv_width, Index{1} << 24);
+}
+
+template <ComputeScalar Scalar, StoredScalar Stored, class Selector>
+requires RowSelector<Selector, Scalar, Stored>
+class Workspace;
+
+/// The features of one sequence: per layer keys and values `[T, kv]`, prompt then response, and the
+/// updates `[stored, d]` of the rows whose updates the policy may reuse.
+///
+/// Steps are taken through a Workspace. One thread uses a cache at a time; different caches are
+/// independent. Movable while no pass is open on it; copied only by clone(). Memory comes from the
+/// memory resource given, which must outlive the cache.
+template <ComputeScalar Scalar, StoredScalar Stored = Scalar,
+          class Selector = VVerifySelector<Scalar, Stored>>
+requires RowSelector<Selector, Scalar, Stored>
+class FeatureCache {
+ public:
+  /// Takes the policy for one sequence and allocates its features. Throws std::invalid_argument
+  /// naming field, legal range and value, and std::bad_alloc.
+  FeatureCache(const ModelShape& model, const SequenceShape& shape, AnyPolicy policy,
+               std::pmr::memory_resource* resource = std::pmr::get_default_resource(),
+               Selector selector = {})
+      : m_model(checked(model)),
+        m_planner(std::move(policy), shape, model.layers),
+        m_features(resource),
+        m_selector(std::move(selector)) {
+    m_features.ensure(element_count(m_model, m_planner.shape(), m_planner.traits()));
+  }
+  FeatureCache(FeatureCache&&) noexcept = default;
+  FeatureCache& operator=(FeatureCache&&) noexcept = default;
+  FeatureCache(const FeatureCache&) = delete;
+  FeatureCache& operator=(const FeatureCache&) = delete;
+  ~FeatureCache() = default;
+
+  /// An independent copy with its features, counters and memory resource. Throws std::logic_error
+  /// while a pass is open, and std::bad_alloc.
+  [[nodiscard]] FeatureCache clone() const {
+    if (m_planner.step_open()) detail::refuse_call("FeatureCache: clone() while a pass is open");
+    FeatureCache copy(*this, m_features.resource());
+    return copy;
+  }
+
+  /// Begins a new sequence with the same policy, reusing memory where it suffices. Throws
+  /// std::logic_error while a pass is open, std::invalid_argument and std::bad_alloc; then nothing
+  /// has changed.
+  void reset(const SequenceShape& shape) {
+    if (m_planner.step_open()) detail::refuse_call("FeatureCache: reset() while a pass is open");
+    check_shape(shape);
+    const Index elements = element_count(m_model, shape, m_planner.policy().traits(shape));
+    if (m_features.ensure(elements) == nullptr) return;  // never: a shape has a row at least
+    m_planner.reset(shape);
+    m_counts = {};
+  }
+
+  /// Features may no longer be read: the next step is a plain forward. Throws std::logic_error
+  /// while a pass is open.
+  void mark_stale() { m_planner.mark_stale(); }
+
+  [[nodiscard]] bool stale() const { return m_planner.stale(); }
+  /// Committed steps of this sequence.
+  [[nodiscard]] Index step() const { return m_planner.step(); }
+  [[nodiscard]] const ModelShape& model() const { return m_model; }
+  [[nodiscard]] SequenceShape shape() const { return m_planner.shape(); }
+  [[nodiscard]] const StepPlanner& planner() const { return m_planner; }
+  /// Rows of the committed steps since the sequence began (`head` is the decoding loop's).
+  [[nodiscard]] const RowCounts& counts() const { return m_counts; }
+  [[nodiscard]] Selector& selector() { return m_selector; }
+
+  /// Bytes of features held for the present sequence.
+  [[nodiscard]] Index bytes() const {
+    return element_count(m_model, m_planner.shape(), m_planner.traits()) * element_size;
+  }
+
+  /// Bytes of features that a cache of this shape and policy would hold; allocates nothing. Throws
+  /// std::invalid_argument like the constructor.
+  [[nodiscard]] static Index bytes_needed(const ModelShape& model, const SequenceShape& shape,
+                                          const AnyPolicy& policy) {
+    check_shape(model);
+    check_shape(shape);
+    return element_count(model, shape, policy.traits(shape)) * element_size;
+  }
+
+  /// Keys `[T, kv]` of a layer, rotated, as stored; `0 <= layer < layers` (unchecked), valid until
+  /// reset. Rows that no step has computed hold arbitrary values.
+  [[nodiscard]] MatrixView<const Stored> keys(Index layer) const {
+    return {layer_data(layer), rows(), m_model.kv_width, m_model.kv_width};
+  }
+  /// Values `[T, kv]` of a layer; see keys().
+  [[nodiscard]] MatrixView<const Stored> values(Index layer) const {
+    return {layer_data(layer) + rows() * m_model.kv_width, rows(), m_model.kv_width,
+            m_model.kv_width};
+  }
+  /// Rows whose updates are stored.
+  [[nodiscard]] Rows stored_updates() const { return m_planner.traits().stored_updates; }
+  /// Updates `[stored_updates().size(), d]` of a layer; see keys().
+  [[nodiscard]] MatrixView<const Stored> updates(Index layer) const {
+    return {layer_data(layer) + 2 * rows() * m_model.kv_width, stored_updates().size(),
+            m_model.width, m_model.width};
+  }
+
+ private:
+  friend class Workspace<Scalar, Stored, Selector>;
+  static constexpr Index element_size = static_cast<Index>(sizeof(Stored));
+
+  FeatureCache(const FeatureCache& other, std::pmr::memory_resource* resource)
+      : m_model(other.m_model),
+        m_planner(other.m_planner),
+        m_features(resource),
+        m_selector(other.m_selector),
+        m_counts(other.m_counts) {
+    const Index elements = bytes() / element_size;
+    std::copy_n(other.m_features.data(), elements, m_features.ensure(elements));
+  }
+
+  static const ModelShape& checked(const ModelShape& model) {
+    check_shape(model);
+    return model;
+  }
+
+  static Index layer_elements(const ModelShape& model, const SequenceShape& shape,
+                              const PolicyTraits& traits) {
+    return 2 * shape.rows() * model.kv_width + traits.stored_updates.size() * model.width;
+  }
+
+  // A policy that keeps nothing needs the keys and values of the layer at hand only.
+  static Index element_count(const ModelShape& model, const SequenceShape& shape,
+                             const PolicyTraits& traits) {
+    const Index elements = layer_elements(model, shape, traits);
+    const Index layers = traits.keeps_features ? model.layers : 1;
+    if (elements > (Index{1} << 62) / element_size / layers)
+      detail::refuse_argument("FeatureCache: features must fit in 2^62 bytes, got ", layers,
+                              " layers of ", elements, " elements");
+    return elements * layers;
+  }
+
+  [[nodiscard]] Index rows() const { return m_planner.shape().rows(); }
+
+  [[nodiscard]] const Stored* layer_data(Index layer) const {
+    const PolicyTraits& traits = m_planner.traits();
+    const Index stride =
+        traits.keeps_features ? layer_elements(m_model, m_planner.shape(), traits) : 0;
+    return m_features.data() + layer * stride;
+  }
+
+  // The owner of the features may write through the views that others only read.
+  static MatrixView<Stored> writable(MatrixView<const Stored> view) {
+    return {const_cast<Stored*>(view.data), view.rows, view.cols, view.stride};
+  }
+
+  ModelShape m_model;
+  StepPlanner m_planner;
+  detail::Buffer<Stored> m_features;
+  Selector m_selector;
+  RowCounts m_counts;
+};
+
+}  // namespace dllm_cache

@@ -1,0 +1,146 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <memory>
+#include <string>
+
+#include "dllm_cache/models/checkpoint.hpp"
+#include "dllm_cache/models/transformer_model.hpp"
+
+namespace dllm_cache::models {
+
+namespace detail {
+
+/// Refuses a checkpoint whose `key` is there and true: a variant that these layers do not compute.
+inline void refuse_true(const CheckpointFolder& folder, const char* key) {
+  if (optional_config_bool(folder.config(), folder.config_path(), key).value_or(false))
+    refuse_config(folder.config_path(), key, "false or absent", &folder.config().at(key));
+}
+
+/// Refuses a checkpoint whose `key` is there and is not `expected`.
+inline void require_string(const CheckpointFolder& folder, const char* key,
+                           const std::string& expected) {
+  const auto value = optional_config_string(folder.config(), folder.config_path(), key);
+  if (value && *value != expected)
+    refuse_config(folder.config_path(), key, "\"" + expected + "\" or absent",
+                  &folder.config().at(key));
+}
+
+inline RmsNorm load_norm(const CheckpointFolder& folder, const std::string& name, Index width,
+                         bool bias, double epsilon) {
+  RmsNorm norm;
+  norm.weight = read_floats(folder.tensor(name + ".weight", {width}));
+  if (bias) norm.bias = read_floats(folder.tensor(name + ".bias", {width}));
+  norm.epsilon = static_cast<float>(epsilon);
+  return norm;
+}
+
+inline Linear load_linear(const CheckpointFolder& folder, const std::string& name, Index outputs,
+                          Index inputs, bool bias) {
+  const Tensor& weight = folder.tensor(name + ".weight", {outputs, inputs});
+  return bias ? Linear(weight, &folder.tensor(name + ".bias", {outputs})) : Linear(weight, nullptr);
+}
+
+/// The head: a tensor of its own, or the embedding when the two are tied.
+inline Linear load_head(const CheckpointFolder& folder, const std::string& name,
+                        const TransformerModel& model, bool tied, bool bias) {
+  if (tied) return Linear(model.embedding, nullptr);
+  return load_linear(folder, name, model.config.vocabulary, model.config.width, bias);
+}
+
+}  // namespace detail
+
+/// Reads a LLaDA checkpoint (LLaDA-8B-Base/Instruct, LLaDA-1.5 and their kin): config keys and
+/// tensor names of `LLaDAModelLM` (GSAI-ML). Weights stay mapped; norms and biases are read.
+///
+/// Throws std::runtime_error naming file, key or tensor, what was expected and what was found: an
+/// absent or illegal key, a variant that is not supported (ALiBi, layer norm over queries and keys,
+/// other activations, norms or blocks), a missing or misshapen tensor.
+[[nodiscard]] inline std::shared_ptr<const TransformerModel> load_llada(
+    const CheckpointFolder& folder) {
+  const nlohmann::json& json = folder.config();
+  const std::filesystem::path file = folder.config_path();
+  constexpr std::int64_t widest = std::int64_t{1} << 24;
+  const auto integer = [&](const char* key, std::int64_t most) {
+    return static_cast<Index>(config_integer(json, file, key, 1, most));
+  };
+
+  auto model = std::make_shared<TransformerModel>();
+  model->architecture = "LLaDAModelLM";
+  model->lifetime = folder.lifetime();
+  TransformerConfig& config = model->config;
+  config.layers = integer("n_layers", 1 << 16);
+  config.width = integer("d_model", widest);
+  config.heads.heads = integer("n_heads", 1 << 16);
+  const bool multi_query =
+      optional_config_bool(json, file, "multi_query_attention").value_or(false);
+  config.heads.kv_heads =
+      static_cast<Index>(optional_config_integer(json, file, "n_kv_heads", 1, config.heads.heads)
+                             .value_or(multi_query ? 1 : config.heads.heads));
+  if (config.heads.heads % config.heads.kv_heads != 0)
+    detail::refuse_config(file, "n_kv_heads",
+                          "a divisor of n_heads = " + std::to_string(config.heads.heads),
+                          &json.at("n_kv_heads"));
+  if (config.width % (2 * config.heads.heads) != 0)
+    detail::refuse_config(file, "d_model",
+                          "an even multiple of n_heads = " + std::to_string(config.heads.heads),
+                          &json.at("d_model"));
+  config.heads.head_dim = config.width / config.heads.heads;
+  const auto ratio = optional_config_integer(json, file, "mlp_ratio", 1, 1024);
+  const auto hidden = optional_config_integer(json, file, "mlp_hidden_size", 1, widest);
+  config.feed_forward =
+      hidden || !ratio ? integer("mlp_hidden_size", widest) : *ratio * config.width;
+  const Index vocabulary = integer("vocab_size", std::int64_t{1} << 31);
+  config.vocabulary = static_cast<Index>(
+      optional_config_integer(json, file, "embedding_size", vocabulary, std::int64_t{1} << 31)
+          .value_or(vocabulary));
+  config.rotary_theta =
+      optional_config_number(json, file, "rope_theta", 1.0, 1e12).value_or(10000.0);
+  const double epsilon =
+      optional_config_number(json, file, "rms_norm_eps", 0.0, 1.0).value_or(1e-5);
+  config.special.mask =
+      static_cast<std::int32_t>(config_integer(json, file, "mask_token_id", 0, vocabulary - 1));
+  config.special.end_of_text = static_cast<std::int32_t>(
+      optional_config_integer(json, file, "eos_token_id", 0, vocabulary - 1).value_or(no_token));
+
+  for (const char* key : {"alibi", "attention_layer_norm", "scale_logits", "input_emb_norm"})
+    detail::refuse_true(folder, key);
+  if (!optional_config_bool(json, file, "rope").value_or(true))
+    detail::refuse_config(file, "rope", "true or absent", &json.at("rope"));
+  detail::require_string(folder, "block_type", "llama");
+  detail::require_string(folder, "layer_norm_type", "rms");
+  detail::require_string(folder, "activation_type", "silu");
+
+  const bool bias = optional_config_bool(json, file, "include_bias").value_or(false);
+  const bool qkv_bias =
+      bias || optional_config_bool(json, file, "include_qkv_bias").value_or(false);
+  const bool norm_bias = optional_config_bool(json, file, "bias_for_layer_norm").value_or(bias);
+
+  const std::string root = "model.transformer.";
+  const Index width = config.width;
+  model->embedding = folder.tensor(root + "wte.weight", {config.vocabulary, width});
+  for (Index i = 0; i < config.layers; ++i) {
+    const std::string block = root + "blocks." + std::to_string(i) + ".";
+    const auto linear = [&](const char* name, Index outputs, Index inputs, bool with_bias) {
+      return detail::load_linear(folder, block + name, outputs, inputs, with_bias);
+    };
+    LayerWeights& layer = model->layers.emplace_back();
+    layer.attention_norm =
+        detail::load_norm(folder, block + "attn_norm", width, norm_bias, epsilon);
+    layer.feed_forward_norm =
+        detail::load_norm(folder, block + "ff_norm", width, norm_bias, epsilon);
+    layer.query = linear("q_proj", config.query_width(), width, qkv_bias);
+    layer.key = linear("k_proj", config.kv_width(), width, qkv_bias);
+    layer.value = linear("v_proj", config.kv_width(), width, qkv_bias);
+    layer.output = linear("attn_out", width, config.query_width(), bias);
+    layer.gate = linear("ff_proj", config.feed_forward, width, bias);
+    layer.up = linear("up_proj", config.feed_forward, width, bias);
+    layer.down = linear("ff_out", width, config.feed_forward, bias);
+  }
+  model->final_norm = detail::load_norm(folder, root + "ln_f", width, norm_bias, epsilon);
+  const bool tied = optional_config_bool(json, file, "weight_tying").value_or(false);
+  model->head = detail::load_head(folder, root + "ff_out", *model, tied, bias);
+  return model;
+}
+
+}  // namespace dllm_cache::models

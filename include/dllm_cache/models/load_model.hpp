@@ -1,0 +1,25 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <filesystem>
+#include <memory>
+#include <string>
+
+#include "dllm_cache/models/llada.hpp"
+#include "dllm_cache/models/transformer_runner.hpp"
+
+namespace dllm_cache::models {
+
+/// Opens a Hugging Face checkpoint folder and reads the model that its config.json names.
+///
+/// Throws std::runtime_error naming the file and the reason; see CheckpointFolder and load_llada.
+[[nodiscard]] inline std::shared_ptr<const TransformerModel> load_model(
+    const std::filesystem::path& path) {
+  const CheckpointFolder folder(path);
+  const std::string kind = config_string(folder.config(), folder.config_path(), "model_type");
+  if (kind == "llada") return load_llada(folder);
+  detail::refuse_config(folder.config_path(), "model_type", "\"llada\"",
+                        &folder.config().at("model_type"));
+}
+
+}  // namespace dllm_cache::models

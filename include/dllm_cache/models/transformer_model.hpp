@@ -1,0 +1,52 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "dllm_cache/decoding/sequence_state.hpp"
+#include "dllm_cache/feature_cache.hpp"
+#include "dllm_cache/models/attention.hpp"
+#include "dllm_cache/models/linear.hpp"
+#include "dllm_cache/models/row_operations.hpp"
+
+namespace dllm_cache::models {
+
+/// What LLaDA and Dream have in common: a pre-norm transformer with rotary embedding, grouped
+/// queries and a gated feed-forward. Read from config.json by the loaders, which check the ranges.
+struct TransformerConfig {
+  Index layers = 0;
+  Index width = 0;
+  HeadShape heads;
+  Index feed_forward = 0;
+  Index vocabulary = 0;  ///< Rows of the embedding and logits a row.
+  double rotary_theta = 1e4;
+  Index prediction_shift = 0;
+  SpecialTokens special;
+
+  [[nodiscard]] Index query_width() const { return heads.heads * heads.head_dim; }
+  [[nodiscard]] Index kv_width() const { return heads.kv_heads * heads.head_dim; }
+};
+
+/// Weights of one layer.
+struct LayerWeights {
+  RmsNorm attention_norm;
+  RmsNorm feed_forward_norm;
+  Linear query, key, value, output;
+  Linear gate, up, down;
+};
+
+/// A loaded model: const, shared between threads; see load_model and TransformerRunner.
+struct TransformerModel {
+  std::string architecture;  ///< As config.json names it.
+  TransformerConfig config;
+  Tensor embedding;  ///< `[vocabulary, width]`
+  std::vector<LayerWeights> layers;
+  RmsNorm final_norm;
+  Linear head;                           ///< `[vocabulary, width]`; the embedding itself when tied.
+  std::shared_ptr<const void> lifetime;  ///< Keeps the mapped weights alive.
+};
+
+}  // namespace dllm_cache::models

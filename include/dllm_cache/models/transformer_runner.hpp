@@ -1,0 +1,148 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <utility>
+
+#include "dllm_cache/models/transformer_model.hpp"
+
+namespace dllm_cache::models {
+
+class TransformerRunner;
+
+/// One layer of a running model: a light handle, a TransformerLayer for every stored scalar.
+class TransformerLayerHandle {
+ public:
+  TransformerLayerHandle(TransformerRunner& runner, const LayerWeights& weights)
+      : m_runner(&runner), m_weights(&weights) {}
+
+  /// x `[m, d]` -> v `[m, kv]`.
+  void value(MatrixView<const float> x, MatrixView<float> v);
+  /// x `[m, d]`, positions `[m]` -> q `[m, heads * head_dim]`, k `[m, kv]`, both rotated.
+  void query_key(MatrixView<const float> x, std::span<const std::int32_t> positions,
+                 MatrixView<float> q, MatrixView<float> k);
+  /// x `[m, d]`, q `[m, heads * head_dim]` -> u `[m, d]` = attention + feed-forward output.
+  template <StoredScalar Stored>
+  void update(MatrixView<const float> x, MatrixView<const float> q,
+              std::span<const Segment<Stored>> segments, MatrixView<float> u);
+
+ private:
+  TransformerRunner* m_runner;
+  const LayerWeights* m_weights;
+};
+
+/// Runs a shared TransformerModel for one thread: scratch memory, threads to compute with, and a
+/// count of floating-point operations. Satisfies DenoisingModel.
+class TransformerRunner {
+ public:
+  /// `threads >= 1` threads are used inside each product; throws std::invalid_argument otherwise.
+  TransformerRunner(std::shared_ptr<const TransformerModel> model, int threads)
+      : m_model(std::move(model)),
+        m_team(threads),
+        m_rotary(config().heads.head_dim, config().rotary_theta) {}
+
+  [[nodiscard]] const TransformerConfig& config() const { return m_model->config; }
+  [[nodiscard]] ModelShape shape() const {
+    return {config().layers, config().width, config().query_width(), config().kv_width()};
+  }
+  [[nodiscard]] Index vocabulary() const { return config().vocabulary; }
+  [[nodiscard]] Index prediction_shift() const { return config().prediction_shift; }
+  [[nodiscard]] SpecialTokens special_tokens() const { return config().special; }
+
+  /// Hidden rows x `[tokens, d]` of tokens in `[0, vocabulary)`; throws std::invalid_argument
+  /// naming the first one outside.
+  void embed(std::span<const std::int32_t> tokens, MatrixView<float> x) const {
+    for (std::size_t i = 0; i < tokens.size(); ++i) {
+      if (tokens[i] < 0 || tokens[i] >= vocabulary())
+        dllm_cache::detail::refuse_argument("TransformerRunner: tokens must be in [0, ",
+                                            vocabulary(), "), got ", tokens[i]);
+      read_floats(m_model->embedding, tokens[i] * config().width, config().width,
+                  x.row(static_cast<Index>(i)));
+    }
+  }
+
+  /// Handle on a layer, `0 <= number < layers` (else std::out_of_range).
+  [[nodiscard]] TransformerLayerHandle layer(Index number) {
+    return {*this, m_model->layers.at(static_cast<std::size_t>(number))};
+  }
+
+  /// Final norm and head: x `[m, d]` -> logits `[m, vocabulary]`.
+  void logits(MatrixView<const float> x, MatrixView<float> logits) {
+    const MatrixView<float> normed = m_normed.view(x.rows, x.cols);
+    m_model->final_norm.apply(x, normed);
+    product(m_model->head, normed, logits);
+  }
+
+  /// Floating-point operations so far: 2 m n k a product, 4 rows keys heads head_dim an attention.
+  [[nodiscard]] double operations() const { return m_operations; }
+  /// Threads used inside products.
+  [[nodiscard]] int threads() const { return m_team.threads(); }
+
+ private:
+  friend class TransformerLayerHandle;
+
+  void product(const Linear& linear, MatrixView<const float> x, MatrixView<float> y) {
+    linear.apply(x, y, m_team);
+    m_operations += 2.0 * static_cast<double>(x.rows) * static_cast<double>(linear.inputs()) *
+                    static_cast<double>(linear.outputs());
+  }
+
+  std::shared_ptr<const TransformerModel> m_model;
+  ThreadTeam m_team;
+  RotaryEmbedding m_rotary;
+  dllm_cache::detail::Buffer<float> m_normed;    // [m, d] after a norm
+  dllm_cache::detail::Buffer<float> m_attended;  // [m, heads * head_dim]
+  dllm_cache::detail::Buffer<float> m_residual;  // [m, d] after attention
+  dllm_cache::detail::Buffer<float> m_gate;      // [m, feed_forward]
+  dllm_cache::detail::Buffer<float> m_up;        // [m, feed_forward]
+  double m_operations = 0.0;
+};
+
+inline void TransformerLayerHandle::value(MatrixView<const float> x, MatrixView<float> v) {
+  const MatrixView<float> normed = m_runner->m_normed.view(x.rows, x.cols);
+  m_weights->attention_norm.apply(x, normed);
+  m_runner->product(m_weights->value, normed, v);
+}
+
+inline void TransformerLayerHandle::query_key(MatrixView<const float> x,
+                                              std::span<const std::int32_t> positions,
+                                              MatrixView<float> q, MatrixView<float> k) {
+  const MatrixView<float> normed = m_runner->m_normed.view(x.rows, x.cols);
+  m_weights->attention_norm.apply(x, normed);
+  m_runner->product(m_weights->query, normed, q);
+  m_runner->product(m_weights->key, normed, k);
+  m_runner->m_rotary.apply(positions, q);
+  m_runner->m_rotary.apply(positions, k);
+}
+
+template <StoredScalar Stored>
+void TransformerLayerHandle::update(MatrixView<const float> x, MatrixView<const float> q,
+                                    std::span<const Segment<Stored>> segments,
+                                    MatrixView<float> u) {
+  TransformerRunner& runner = *m_runner;
+  const TransformerConfig& config = runner.config();
+  const MatrixView<float> attended = runner.m_attended.view(x.rows, q.cols);
+  attend(q, segments, config.heads, attended, runner.m_team);
+  for (const Segment<Stored>& segment : segments)
+    runner.m_operations += 4.0 * static_cast<double>(segment.end - segment.begin) *
+                           static_cast<double>(segment.keys.rows) *
+                           static_cast<double>(config.query_width());
+
+  // u gathers the attention output first and the feed-forward output of x + u after it.
+  runner.product(m_weights->output, attended, u);
+  const MatrixView<float> residual = runner.m_residual.view(x.rows, x.cols);
+  as_eigen(residual) = as_eigen(x) + as_eigen(u);
+  const MatrixView<float> normed = runner.m_normed.view(x.rows, x.cols);
+  m_weights->feed_forward_norm.apply(residual, normed);
+  const MatrixView<float> gate = runner.m_gate.view(x.rows, config.feed_forward);
+  const MatrixView<float> up = runner.m_up.view(x.rows, config.feed_forward);
+  runner.product(m_weights->gate, normed, gate);
+  runner.product(m_weights->up, normed, up);
+  gate_silu(gate, up);
+  runner.product(m_weights->down, gate, residual);
+  as_eigen(u) += as_eigen(residual);
+}
+
+}  // namespace dllm_cache::models

@@ -1,0 +1,165 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <limits>
+#include <span>
+#include <string_view>
+#include <vector>
+
+#include "dllm_cache/detail/error.hpp"
+#include "dllm_cache/matrix_view.hpp"
+
+namespace dllm_cache {
+
+/// Half-open range `[begin, end)` of rows of one sequence, or of layers.
+struct Rows {
+  Index begin = 0;
+  Index end = 0;
+
+  [[nodiscard]] constexpr Index size() const { return end - begin; }
+  [[nodiscard]] constexpr bool empty() const { return end <= begin; }
+  [[nodiscard]] constexpr bool contains(Index row) const { return begin <= row && row < end; }
+  friend constexpr bool operator==(Rows, Rows) = default;
+};
+
+/// Shape of one sequence: prompt rows `[0, prompt)`, response rows `[prompt, prompt + response)`.
+struct SequenceShape {
+  Index prompt = 0;            ///< Rows of the prompt, at least 0.
+  Index response = 0;          ///< Rows of the response, at least 0; one row or more in all.
+  Index prediction_shift = 0;  ///< Row `i - shift` predicts token `i`: LLaDA 0, Dream 1; <= prompt.
+  Index attention_block = 0;   ///< Rows per block of block-causal attention; 0: bidirectional.
+  Index attention_phase = 0;   ///< A row at which a block of attention begins.
+  std::span<const std::int32_t> positions = {};  ///< Rotary position a row; empty: 0, 1, 2, ...
+
+  /// Rows of the sequence, prompt and response.
+  [[nodiscard]] constexpr Index rows() const { return prompt + response; }
+
+  /// One past the last row whose key row `row` may see; the first is always row 0.
+  [[nodiscard]] constexpr Index key_end(Index row) const {
+    if (attention_block == 0) return rows();
+    const Index offset = row - attention_phase;
+    // Floor division: rows before the phase belong to blocks with negative numbers.
+    const Index block = offset >= 0 ? offset / attention_block
+                                    : -((attention_block - 1 - offset) / attention_block);
+    return std::min(rows(), attention_phase + (block + 1) * attention_block);
+  }
+};
+
+/// Refuses a shape that no cache can serve; throws std::invalid_argument naming the field.
+inline void check_shape(const SequenceShape& shape) {
+  // Row counts multiply with widths into byte counts: this bound keeps every product in range.
+  constexpr Index most = Index{1} << 31;
+  if (shape.prompt < 0 || shape.prompt > most)
+    detail::refuse_argument("SequenceShape: prompt must be in [0, 2^31], got ", shape.prompt);
+  if (shape.response < 0 || shape.response > most)
+    detail::refuse_argument("SequenceShape: response must be in [0, 2^31], got ", shape.response);
+  if (shape.rows() < 1)
+    detail::refuse_argument("SequenceShape: prompt + response must be at least 1 row, got 0");
+  if (shape.prediction_shift < 0 || shape.prediction_shift > shape.prompt)
+    detail::refuse_argument("SequenceShape: prediction_shift must be in [0, prompt = ",
+                            shape.prompt, "], got ", shape.prediction_shift);
+  if (shape.attention_block < 0)
+    detail::refuse_argument("SequenceShape: attention_block must be at least 0, got ",
+                            shape.attention_block);
+  if (shape.attention_phase < 0 || shape.attention_phase > shape.rows())
+    detail::refuse_argument("SequenceShape: attention_phase must be in [0, rows = ", shape.rows(),
+                            "], got ", shape.attention_phase);
+  if (!shape.positions.empty() && static_cast<Index>(shape.positions.size()) != shape.rows())
+    detail::refuse_argument("SequenceShape: positions must be empty or one a row (", shape.rows(),
+                            "), got ", shape.positions.size());
+}
+
+/// What the caller knows about one sequence before a step; a span is empty (not known) or has one
+/// entry a row, and is only read during the call that it is given to.
+struct StepInput {
+  Rows block = {};                             ///< Active block; empty: the whole response.
+  Index block_step = 0;                        ///< Steps this sequence has done in the block.
+  std::span<const std::uint8_t> masked = {};   ///< 1: the row's token is still the mask.
+  std::span<const std::uint8_t> changed = {};  ///< 1: token changed since the last committed step.
+  std::span<const float> confidence = {};      ///< Last known confidence of a row's prediction.
+};
+
+/// What a policy sees: the caller's knowledge, the shape and the cache's own counters.
+struct StepContext : StepInput {
+  SequenceShape shape;
+  Index layers = 0;  ///< Layers of the model, at least 1.
+  Index step = 0;    ///< Committed steps of this sequence so far.
+
+  [[nodiscard]] Rows prompt() const { return {0, shape.prompt}; }
+  [[nodiscard]] Rows response() const { return {shape.prompt, shape.rows()}; }
+  /// The block being decoded: `block`, or the response when the caller named none.
+  [[nodiscard]] Rows active_block() const { return block.empty() ? response() : block; }
+  /// Rows that exist in this step: with block-causal attention nothing after the active block.
+  [[nodiscard]] Rows live() const {
+    if (shape.attention_block == 0) return {0, shape.rows()};
+    return {0, shape.key_end(std::max<Index>(active_block().end - 1, 0))};
+  }
+};
+
+/// What happens to a row in a step, ordered by work.
+enum class Treatment : std::uint8_t {
+  Absent,    ///< Does not flow; others see the cached key and value.
+  Reuse,     ///< Flows; every layer adds the cached update.
+  Verify,    ///< Flows; the value is computed and stored, the rest only if the row is selected.
+  Recompute  ///< Flows; value, key, query and update are computed.
+};
+
+/// A policy's decision for one step: one treatment a row, how many `Verify` rows are selected, and
+/// in which layers the cache is used at all (outside, every flowing row is recomputed).
+///
+/// A policy is given a plan in which every row is absent and `cached_layers` holds all layers, and
+/// says its wishes; the strongest wish for a row wins. `rows` may also be written directly.
+struct StepPlan {
+  std::vector<Treatment> rows;  ///< One treatment a row of the sequence.
+  Index verify_count = 0;       ///< Rows selected among the verified ones, in every cached layer.
+  Rows cached_layers;           ///< Layers in which treatments hold.
+  std::string_view policy;      ///< Name for messages.
+
+  /// Wishes that `range` be recomputed; throws std::logic_error when it is not within the rows.
+  void recompute(Rows range) { raise(range, Treatment::Recompute, "recompute"); }
+
+  /// Wishes that `range` be verified and its `count` least similar rows recomputed, `count >= 0`;
+  /// throws std::logic_error on a second call in one plan, or a range not within the rows.
+  void verify(Rows range, Index count) {
+    if (m_verifies)
+      detail::refuse_call("StepPlan of policy ", policy, ": verify() may be called once a plan");
+    if (count < 0)
+      detail::refuse_call("StepPlan of policy ", policy,
+                          ": verify() count must be at least 0, got ", count);
+    raise(range, Treatment::Verify, "verify");
+    verify_count = count;
+    m_verifies = true;
+  }
+
+  /// Wishes that `range` flow with its cached updates; throws like recompute().
+  void reuse(Rows range) { raise(range, Treatment::Reuse, "reuse"); }
+
+  /// Empties the plan for `row_count` rows and `layers` layers; keeps its memory.
+  void clear(Index row_count, Index layers, std::string_view policy_name) {
+    rows.assign(static_cast<std::size_t>(row_count), Treatment::Absent);
+    verify_count = 0;
+    cached_layers = {0, layers};
+    policy = policy_name;
+    m_verifies = false;
+  }
+
+ private:
+  void raise(Rows range, Treatment wish, const char* what) {
+    if (range.begin < 0 || range.end > static_cast<Index>(rows.size()) || range.begin > range.end)
+      detail::refuse_call("StepPlan of policy ", policy, ": ", what, "() range must lie in [0, ",
+                          rows.size(), "), got [", range.begin, ", ", range.end, ")");
+    for (Index row = range.begin; row < range.end; ++row) {
+      Treatment& treatment = rows[static_cast<std::size_t>(row)];
+      treatment = std::max(treatment, wish);
+    }
+  }
+
+  bool m_verifies = false;
+};
+
+/// Interval of a refresh that never falls due after the first step.
+inline constexpr Index never = std::numeric_limits<Index>::max();
+
+}  // namespace dllm_cache

@@ -1,0 +1,62 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <algorithm>
+
+#include "dllm_cache/policy.hpp"
+
+namespace dllm_cache {
+
+/// dLLM-Cache (Liu et al., arXiv 2506.06295; repository maomaocun/dLLM-cache at 17235bf).
+///
+/// The prompt is recomputed every `prompt_interval` steps and the response every
+/// `response_interval`; in between, the values of all response rows are computed and the
+/// `trunc(R * ratio)` rows whose values turned most are recomputed in every layer.
+/// Differs from the repository in work only: prompt rows flow only when the prompt is due (with a
+/// shifted head the last of them always, since it predicts the first response token).
+struct DllmCachePolicy {
+  /// Steps between prompt refreshes, at least 1, or `never`; K_p of the paper,
+  /// `prompt_interval_steps` of the repository (its scripts use 5 to 100).
+  Index prompt_interval = 100;
+  /// Steps between response refreshes, at least 1, or `never`; K_r, `gen_interval_steps` (1 to 8).
+  Index response_interval = 7;
+  /// Share of response rows recomputed in a verified step, in [0, 1]; rho, `transfer_ratio` (0.25).
+  /// 0 reuses everything and verifies nothing.
+  double ratio = 0.25;
+  /// Layer 0 recomputes every flowing row (in the repository since July 2025, commit 105ae18):
+  /// without it the embedding of a token just committed may be ignored until it is selected.
+  bool refresh_first_layer = true;
+
+  [[nodiscard]] PolicyTraits traits(const SequenceShape& shape) const {
+    if (prompt_interval < 1)
+      detail::refuse_argument("DllmCachePolicy: prompt_interval must be at least 1, got ",
+                              prompt_interval);
+    if (response_interval < 1)
+      detail::refuse_argument("DllmCachePolicy: response_interval must be at least 1, got ",
+                              response_interval);
+    if (!(ratio >= 0.0 && ratio <= 1.0))  // written so that NaN is refused too
+      detail::refuse_argument("DllmCachePolicy: ratio must be in [0, 1], got ", ratio);
+    const Index carried = prompt_interval > 1 ? shape.prediction_shift : 0;
+    const Index reused = response_interval > 1 ? shape.response : 0;
+    return {.name = "dllm-cache",
+            .stored_updates = {shape.prompt - carried, shape.prompt + reused}};
+  }
+
+  void plan(const StepContext& context, StepPlan& plan) const {
+    const SequenceShape& shape = context.shape;
+    if (context.step % prompt_interval == 0)
+      plan.recompute(context.prompt());
+    else
+      plan.reuse({shape.prompt - shape.prediction_shift, shape.prompt});
+    if (context.step % response_interval == 0)
+      plan.recompute(context.response());
+    else if (ratio > 0.0)
+      plan.verify(context.response(),
+                  static_cast<Index>(static_cast<double>(shape.response) * ratio));
+    else
+      plan.reuse(context.response());
+    if (refresh_first_layer) plan.cached_layers.begin = 1;
+  }
+};
+
+}  // namespace dllm_cache

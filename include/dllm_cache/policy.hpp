@@ -1,0 +1,107 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <concepts>
+#include <memory>
+#include <string_view>
+#include <type_traits>
+#include <utility>
+
+#include "dllm_cache/plan.hpp"
+
+namespace dllm_cache {
+
+/// What a policy says about itself once, before the first step.
+struct PolicyTraits {
+  std::string_view name;          ///< Short name for messages; must outlive the policy.
+  Rows stored_updates = {};       ///< Rows whose updates it may ever reuse or verify.
+  bool keeps_features = true;     ///< false: it recomputes every row at every step.
+  bool needs_block = false;       ///< Wants StepInput::block and block_step.
+  bool needs_masked = false;      ///< Wants StepInput::masked.
+  bool needs_changed = false;     ///< Wants StepInput::changed.
+  bool needs_confidence = false;  ///< Wants StepInput::confidence.
+};
+
+/// Part of CachePolicy: write `PolicyTraits traits(const SequenceShape& shape) const`.
+template <class P>
+concept DescribesItself = requires(const P& policy, const SequenceShape& shape) {
+  { policy.traits(shape) } -> std::same_as<PolicyTraits>;
+};
+
+/// Part of CachePolicy: write `void plan(const StepContext& context, StepPlan& plan) const`.
+template <class P>
+concept PlansSteps = requires(const P& policy, const StepContext& context, StepPlan& plan) {
+  { policy.plan(context, plan) } -> std::same_as<void>;
+};
+
+/// A cache policy: a copyable value that describes itself and plans every step.
+///
+/// Satisfied by NoCache below and by everything in policies/. Rules no concept can check:
+/// `traits()` refuses bad options with std::invalid_argument; `plan()` depends on its context alone
+/// (a step that is dropped must leave no trace), allocates nothing, and need not treat the first
+/// step or a step after an error specially: the planner recomputes everything there without asking.
+template <class P>
+concept CachePolicy = std::copyable<P> && DescribesItself<P> && PlansSteps<P>;
+
+/// The policy of an uncached run: every live row is recomputed at every step.
+struct NoCache {
+  [[nodiscard]] PolicyTraits traits(const SequenceShape&) const {
+    return {.name = "none", .keeps_features = false};
+  }
+  void plan(const StepContext& context, StepPlan& plan) const { plan.recompute(context.live()); }
+};
+
+/// Holds any cache policy by value, so that batches can mix them and a flag can choose one.
+///
+/// A policy decides once a step, so the one virtual call here costs nothing that can be measured.
+class AnyPolicy {
+ public:
+  // The exclusion comes first: clang 14 otherwise asks CachePolicy of AnyPolicy while defining it.
+  template <class P>
+  requires(!std::same_as<std::remove_cvref_t<P>, AnyPolicy>) &&
+      CachePolicy<std::remove_cvref_t<P>> AnyPolicy(
+          P&& policy)  // NOLINT(google-explicit-constructor): a policy is an AnyPolicy
+      : m_policy(std::make_unique<Model<std::remove_cvref_t<P>>>(std::forward<P>(policy))) {}
+
+  AnyPolicy(const AnyPolicy& other) : m_policy(other.m_policy->clone()) {}
+  AnyPolicy(AnyPolicy&&) noexcept = default;
+  AnyPolicy& operator=(const AnyPolicy& other) {
+    if (this != &other) m_policy = other.m_policy->clone();
+    return *this;
+  }
+  AnyPolicy& operator=(AnyPolicy&&) noexcept = default;
+  ~AnyPolicy() = default;
+
+  /// See CachePolicy; throws std::invalid_argument on bad options of the held policy.
+  [[nodiscard]] PolicyTraits traits(const SequenceShape& shape) const {
+    return m_policy->traits(shape);
+  }
+  /// See CachePolicy.
+  void plan(const StepContext& context, StepPlan& plan) const { m_policy->plan(context, plan); }
+
+ private:
+  struct Interface {
+    virtual ~Interface() = default;
+    [[nodiscard]] virtual std::unique_ptr<Interface> clone() const = 0;
+    [[nodiscard]] virtual PolicyTraits traits(const SequenceShape& shape) const = 0;
+    virtual void plan(const StepContext& context, StepPlan& plan) const = 0;
+  };
+  template <class P>
+  struct Model final : Interface {
+    explicit Model(P held) : policy(std::move(held)) {}
+    [[nodiscard]] std::unique_ptr<Interface> clone() const override {
+      return std::make_unique<Model>(policy);
+    }
+    [[nodiscard]] PolicyTraits traits(const SequenceShape& shape) const override {
+      return policy.traits(shape);
+    }
+    void plan(const StepContext& context, StepPlan& plan) const override {
+      policy.plan(context, plan);
+    }
+    P policy;
+  };
+
+  std::unique_ptr<Interface> m_policy;
+};
+
+}  // namespace dllm_cache

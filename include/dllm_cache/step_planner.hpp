@@ -1,0 +1,200 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "dllm_cache/policy.hpp"
+
+namespace dllm_cache {
+
+/// Plans the steps of one sequence: policy, step counter, staleness and validity checks, without
+/// any features. FeatureCache is built on it; a runtime that keeps its features elsewhere (on a
+/// GPU, in a graph) uses it alone.
+///
+/// A step is begun, then committed, cancelled (as if never begun) or dropped (stale: the next step
+/// recomputes every live row without asking the policy, later ones keep their phase). Not
+/// synchronised; copyable; after construction a step allocates nothing.
+class StepPlanner {
+ public:
+  /// Takes the policy for a sequence of this shape in a model of `layers >= 1` layers; throws
+  /// std::invalid_argument naming the shape's, the policy's or this class's field.
+  StepPlanner(AnyPolicy policy, const SequenceShape& shape, Index layers)
+      : m_policy(std::move(policy)) {
+    if (layers < 1) detail::refuse_argument("StepPlanner: layers must be at least 1, got ", layers);
+    m_context.layers = layers;
+    reset(shape);
+  }
+
+  /// Begins a new sequence with the same policy; keeps memory. Throws std::logic_error while a step
+  /// is open and std::invalid_argument for a bad shape, before anything is touched.
+  void reset(const SequenceShape& shape) {
+    if (m_open) detail::refuse_call("StepPlanner: reset() while a step is open");
+    check_shape(shape);
+    const PolicyTraits traits = m_policy.traits(shape);
+    const Rows updates = traits.stored_updates;
+    if (updates.begin < 0 || updates.end > shape.rows() || updates.begin > updates.end)
+      detail::refuse_argument("PolicyTraits of ", traits.name, ": stored_updates must lie in [0, ",
+                              shape.rows(), "), got [", updates.begin, ", ", updates.end, ")");
+    const auto rows = static_cast<std::size_t>(shape.rows());
+    m_positions.resize(rows);
+    for (std::size_t row = 0; row < rows; ++row)
+      m_positions[row] =
+          shape.positions.empty() ? static_cast<std::int32_t>(row) : shape.positions[row];
+    m_computed.assign(rows, 0);
+    m_plan.rows.reserve(rows);
+    m_shape = shape;
+    m_shape.positions = {};  // the caller's span may be gone later: positions() serves the copy
+    m_traits = traits;
+    m_context.step = 0;
+    m_stale = true;
+  }
+
+  /// Begins a step and returns its plan, valid until the next begin.
+  ///
+  /// Throws std::invalid_argument for an input that is malformed or lacks what the policy needs and
+  /// std::logic_error, naming policy and row, for a plan that cannot be carried out, or when a step
+  /// is open; in each case nothing has changed.
+  const StepPlan& begin_step(const StepInput& input) {
+    if (m_open) detail::refuse_call("StepPlanner: begin_step() while a step is open");
+    check_input(input);
+    static_cast<StepInput&>(m_context) = input;
+    m_context.shape = shape();
+    m_plan.clear(m_shape.rows(), m_context.layers, m_traits.name);
+    if (m_stale)
+      m_plan.recompute(m_context.live());
+    else
+      m_policy.plan(m_context, m_plan);
+    check_plan();
+    static_cast<StepInput&>(m_context) = StepInput{};  // the caller's spans end with this call
+    m_open = true;
+    return m_plan;
+  }
+
+  /// The open step was carried out: it counts. Throws std::logic_error when no step is open.
+  void commit_step() {
+    if (!m_open) detail::refuse_call("StepPlanner: commit_step() without an open step");
+    if (m_stale) std::fill(m_computed.begin(), m_computed.end(), std::uint8_t{0});
+    if (m_traits.keeps_features)
+      for (std::size_t row = 0; row < m_computed.size(); ++row)
+        if (m_plan.rows[row] == Treatment::Recompute) m_computed[row] = 1;
+    m_open = m_stale = false;
+    ++m_context.step;
+  }
+
+  /// The open step is taken back before anything was computed: no trace is left.
+  void cancel_step() noexcept { m_open = false; }
+
+  /// The open step broke in the middle: features are a mixture, so the next step is a plain
+  /// forward.
+  void drop_step() noexcept {
+    m_open = false;
+    m_stale = true;
+  }
+
+  /// Features may not be read: the next step recomputes every live row. Throws std::logic_error
+  /// while a step is open.
+  void mark_stale() {
+    if (m_open) detail::refuse_call("StepPlanner: mark_stale() while a step is open");
+    m_stale = true;
+  }
+
+  [[nodiscard]] bool stale() const { return m_stale; }
+  [[nodiscard]] bool step_open() const { return m_open; }
+  /// Committed steps of this sequence.
+  [[nodiscard]] Index step() const { return m_context.step; }
+  [[nodiscard]] Index layers() const { return m_context.layers; }
+  [[nodiscard]] const PolicyTraits& traits() const { return m_traits; }
+  [[nodiscard]] const AnyPolicy& policy() const { return m_policy; }
+  /// The plan of the open step, or of the last one.
+  [[nodiscard]] const StepPlan& plan() const { return m_plan; }
+  /// Rotary position of every row, one a row.
+  [[nodiscard]] std::span<const std::int32_t> positions() const { return m_positions; }
+  /// The shape, with the planner's own copy of the positions.
+  [[nodiscard]] SequenceShape shape() const {
+    SequenceShape shape = m_shape;
+    shape.positions = m_positions;
+    return shape;
+  }
+
+ private:
+  void check_input(const StepInput& input) const {
+    const Index rows = m_shape.rows();
+    if (input.block.begin < 0 || input.block.end > rows || input.block.begin > input.block.end)
+      detail::refuse_argument("StepInput: block must lie in [0, ", rows, "), got [",
+                              input.block.begin, ", ", input.block.end, ")");
+    if (input.block_step < 0)
+      detail::refuse_argument("StepInput: block_step must be at least 0, got ", input.block_step);
+    if (m_traits.needs_block && input.block.empty())
+      detail::refuse_argument("StepInput: block must be given, policy ", m_traits.name,
+                              " needs it");
+    check_span("masked", input.masked.size(), m_traits.needs_masked);
+    check_span("changed", input.changed.size(), m_traits.needs_changed);
+    check_span("confidence", input.confidence.size(), m_traits.needs_confidence);
+  }
+
+  void check_span(const char* field, std::size_t size, bool needed) const {
+    if (size == m_positions.size() || (size == 0 && !needed)) return;
+    if (size == 0)
+      detail::refuse_argument("StepInput: ", field, " must be given, policy ", m_traits.name,
+                              " needs it");
+    detail::refuse_argument("StepInput: ", field, " must be empty or have one entry a row (",
+                            m_shape.rows(), "), got ", size);
+  }
+
+  void check_plan() const {
+    const auto rows = static_cast<Index>(m_computed.size());
+    if (static_cast<Index>(m_plan.rows.size()) != rows)
+      detail::refuse_call("StepPlan of policy ", m_traits.name, ": rows must keep its size ", rows,
+                          ", got ", m_plan.rows.size());
+    const Rows layers = m_plan.cached_layers;
+    if (layers.begin < 0 || layers.end > m_context.layers || layers.begin > layers.end)
+      detail::refuse_call("StepPlan of policy ", m_traits.name, ": cached_layers must lie in [0, ",
+                          m_context.layers, "), got [", layers.begin, ", ", layers.end, ")");
+    const Rows live = m_context.live();
+    Index verified = 0;
+    Index keys_read = 0;  // one past the last key that any row may read in this step
+    for (Index row = 0; row < rows; ++row) {
+      const Treatment treatment = m_plan.rows[static_cast<std::size_t>(row)];
+      if (treatment > Treatment::Recompute)  // only reached by a policy that writes rows by a cast
+        refuse_row(row, "has no known treatment");
+      if (treatment == Treatment::Absent) continue;
+      if (!live.contains(row)) refuse_row(row, "flows, but lies after the live rows");
+      if (treatment == Treatment::Verify) ++verified;
+      if (treatment != Treatment::Recompute) {
+        if (!computed(row)) refuse_row(row, "has no stored features to reuse or verify");
+        if (!m_traits.stored_updates.contains(row))
+          refuse_row(row, "is to be reused or verified, but lies outside stored_updates");
+      }
+      keys_read = std::max(keys_read, m_shape.key_end(row));
+    }
+    if (m_plan.verify_count < 0 || m_plan.verify_count > verified)
+      detail::refuse_call("StepPlan of policy ", m_traits.name,
+                          ": verify_count must be in [0, verified rows = ", verified, "], got ",
+                          m_plan.verify_count);
+    for (Index row = 0; row < keys_read; ++row)
+      if (m_plan.rows[static_cast<std::size_t>(row)] == Treatment::Absent && !computed(row))
+        refuse_row(row, "is absent, but its key would be read and was never computed");
+  }
+
+  [[nodiscard]] bool computed(Index row) const {
+    return !m_stale && m_computed[static_cast<std::size_t>(row)] != 0;
+  }
+
+  [[noreturn]] void refuse_row(Index row, const char* what) const {
+    detail::refuse_call("StepPlan of policy ", m_traits.name, ": row ", row, " ", what);
+  }
+
+  AnyPolicy m_policy;
+  PolicyTraits m_traits;
+  SequenceShape m_shape;
+  StepContext m_context;
+  StepPlan m_plan;
+  std::vector<std::int32_t> m_positions;
+  std::vector<std::uint8_t> m_computed;  // rows whose features are stored since the last stale step
+  bool m_stale = true;
+  bool m_open = false;
+};
+
+}  // namespace dllm_cache

@@ -1,0 +1,163 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+#include <span>
+#include <vector>
+
+#include "dllm_cache/detail/error.hpp"
+#include "dllm_cache/scalar.hpp"
+
+namespace dllm_cache {
+
+/// What one pass over a fresh and a cached value row leaves behind: enough for their cosine.
+/// A tensor-parallel runtime adds these three numbers over its ranks between the two stages.
+struct SimilaritySums {
+  double dot = 0.0;            ///< fresh . cached, both as stored.
+  double fresh_square = 0.0;   ///< fresh . fresh
+  double cached_square = 0.0;  ///< cached . cached
+
+  SimilaritySums& operator+=(const SimilaritySums& other) {
+    dot += other.dot;
+    fresh_square += other.fresh_square;
+    cached_square += other.cached_square;
+    return *this;
+  }
+};
+
+/// Signed square of the cosine, in [-1, 1]: orders rows as the cosine does and needs no root.
+/// Squares count as 1e-16 at least (the 1e-8 on each norm of the reference), so a zero row scores
+/// 0.
+[[nodiscard]] inline double signed_square_cosine(const SimilaritySums& sums) {
+  return sums.dot * std::abs(sums.dot) /
+         (std::max(sums.fresh_square, 1e-16) * std::max(sums.cached_square, 1e-16));
+}
+
+/// Cosine similarity of a row's fresh and cached values, for reports.
+[[nodiscard]] inline double similarity(const SimilaritySums& sums) {
+  const double square = signed_square_cosine(sums);
+  return std::copysign(std::sqrt(std::abs(square)), square);
+}
+
+/// Part of RowSelector: write `void accumulate(MatrixView<const Scalar> fresh,
+/// MatrixView<Stored> cached, std::span<SimilaritySums> sums)`.
+template <class S, class Scalar, class Stored>
+concept AccumulatesSums = requires(S& selector, MatrixView<const Scalar> fresh,
+                                   MatrixView<Stored> cached, std::span<SimilaritySums> sums) {
+  { selector.accumulate(fresh, cached, sums) } -> std::same_as<void>;
+};
+
+/// Part of RowSelector: write `void select(std::span<const SimilaritySums> sums, Index count,
+/// std::vector<Index>& selected)`.
+template <class S>
+concept SelectsRows = requires(S& selector, std::span<const SimilaritySums> sums, Index count,
+                               std::vector<Index>& selected) {
+  { selector.select(sums, count, selected) } -> std::same_as<void>;
+};
+
+/// Decides which verified rows are recomputed, in two stages.
+///
+/// Rules no concept can check: `accumulate` sees fresh `[m, kv]` and cached `[m, kv]` values of the
+/// same rows, must leave the fresh values, rounded, in `cached`, and writes one entry of `sums` a
+/// row; `select` is given the sums of all verified rows of one sequence in row order and leaves at
+/// most `count` ascending places in `selected`. Neither allocates once it has seen its largest
+/// size.
+template <class S, class Scalar, class Stored>
+concept RowSelector = std::copyable<S> && AccumulatesSums<S, Scalar, Stored> && SelectsRows<S>;
+
+/// V-verify of dLLM-Cache: the rows whose value turned most against the cached value.
+///
+/// Rows rank by the cosine of the value rows (all heads as one vector), least similar first, ties
+/// to the lower row, NaN before everything. Fresh values are rounded to the stored type before they
+/// are compared: otherwise a bf16 cache would be selected from by its rounding noise.
+/// Source: arXiv 2506.06295; `refresh_index` in maomaocun/dLLM-cache at 17235bf.
+template <ComputeScalar Scalar, StoredScalar Stored = Scalar>
+class VVerifySelector {
+ public:
+  /// One pass over memory: for each row of fresh `[m, kv]` and cached `[m, kv]` writes
+  /// (dot, |fresh|^2, |cached|^2) and replaces the cached row by the fresh one, rounded to Stored.
+  /// The views must not overlap. Throws std::invalid_argument when shapes or `sums.size()` differ.
+  void accumulate(MatrixView<const Scalar> fresh, MatrixView<Stored> cached,
+                  std::span<SimilaritySums> sums) const {
+    if (fresh.rows != cached.rows || fresh.cols != cached.cols)
+      detail::refuse_argument("VVerifySelector: cached must be [", fresh.rows, ", ", fresh.cols,
+                              "] like fresh, got [", cached.rows, ", ", cached.cols, "]");
+    if (static_cast<Index>(sums.size()) != fresh.rows)
+      detail::refuse_argument("VVerifySelector: sums must have one entry a row (", fresh.rows,
+                              "), got ", sums.size());
+    for (Index row = 0; row < fresh.rows; ++row)
+      sums[static_cast<std::size_t>(row)] =
+          accumulate_row(fresh.row(row), cached.row(row), fresh.cols);
+  }
+
+  /// Writes to `selected` the `count` least similar places of `sums`, ascending;
+  /// `0 <= count <= sums.size()`, else std::invalid_argument.
+  void select(std::span<const SimilaritySums> sums, Index count, std::vector<Index>& selected) {
+    const auto rows = static_cast<Index>(sums.size());
+    if (count < 0 || count > rows)
+      detail::refuse_argument("VVerifySelector: count must be in [0, rows = ", rows, "], got ",
+                              count);
+    m_rank.resize(sums.size());
+    for (std::size_t row = 0; row < sums.size(); ++row) {
+      const double rank = signed_square_cosine(sums[row]);
+      m_rank[row] = std::isnan(rank) ? -2.0 : rank;  // below every cosine: least similar
+    }
+    selected.resize(sums.size());
+    std::iota(selected.begin(), selected.end(), Index{0});
+    const auto before = [this](Index a, Index b) {
+      const double rank_a = m_rank[static_cast<std::size_t>(a)];
+      const double rank_b = m_rank[static_cast<std::size_t>(b)];
+      return rank_a != rank_b ? rank_a < rank_b : a < b;
+    };
+    if (count < rows)
+      std::nth_element(selected.begin(), selected.begin() + count, selected.end(), before);
+    selected.resize(static_cast<std::size_t>(count));
+    std::sort(selected.begin(), selected.end());
+  }
+
+ private:
+  // Wide sums run in lanes of the compute scalar over short stretches, which are then added up in
+  // double: as fast as memory, and no worse than a float sum of a few numbers. All three sums take
+  // their terms in the same order, so an unchanged row scores exactly 1.
+  static SimilaritySums accumulate_row(const Scalar* fresh, Stored* cached, Index cols) {
+    constexpr Index lanes = 32;
+    constexpr Index stretch = 16 * lanes;
+    using Lanes = Eigen::Array<Scalar, lanes, 1>;
+    using StoredLanes = Eigen::Array<Stored, lanes, 1>;
+    SimilaritySums total;
+    Index col = 0;
+    while (col + lanes <= cols) {
+      const Index end = std::min(col + stretch, cols - cols % lanes);
+      Lanes dot = Lanes::Zero(), fresh_square = Lanes::Zero(), cached_square = Lanes::Zero();
+      for (; col < end; col += lanes) {
+        const StoredLanes rounded = Eigen::Map<const Lanes>(fresh + col).template cast<Stored>();
+        Eigen::Map<StoredLanes> kept(cached + col);
+        const Lanes a = rounded.template cast<Scalar>();
+        const Lanes b = kept.template cast<Scalar>();
+        kept = rounded;
+        dot += a * b;
+        fresh_square += a * a;
+        cached_square += b * b;
+      }
+      total += {sum(dot), sum(fresh_square), sum(cached_square)};
+    }
+    for (; col < cols; ++col) {
+      const auto rounded = static_cast<Stored>(fresh[col]);
+      const auto a = static_cast<double>(rounded), b = static_cast<double>(cached[col]);
+      cached[col] = rounded;
+      total += {a * b, a * a, b * b};
+    }
+    return total;
+  }
+
+  template <class Lanes>
+  static double sum(const Lanes& lanes) {
+    return lanes.template cast<double>().sum();
+  }
+
+  std::vector<double> m_rank;
+};
+
+}  // namespace dllm_cache
