@@ -1,0 +1,223 @@
+// SPDX-License-Identifier: Apache-2.0
+// dllm-generate: a checkpoint folder and a request in, answers and their cost out.
+#include <CLI/CLI.hpp>
+#include <fstream>
+#include <iostream>
+#include <nlohmann/json.hpp>
+#include <sstream>
+
+#include "dllm_cache/models/load_model.hpp"
+#include "dllm_cache/version.hpp"
+#include "support/errors.hpp"
+#include "support/generation.hpp"
+#include "support/progress.hpp"
+#include "support/vocabulary.hpp"
+
+namespace {
+
+using namespace programs;
+namespace models = dllm_cache::models;
+
+struct Options {
+  std::string model;
+  std::string request;
+  std::string prompt;
+  std::string prompt_file;
+  std::string json;
+  std::string trace;
+  int threads = models::available_threads();
+  bool no_cache = false;
+  bool quiet = false;
+  Settings settings;
+};
+
+void declare(CLI::App& app, Options& options) {
+  app.set_version_flag("--version", std::string(dllm_cache::version));
+  app.add_option("--model", options.model,
+                 "Checkpoint folder: config.json and model.safetensors, or its shards with their "
+                 "index")
+      ->required();
+  auto* request =
+      app.add_option("--request", options.request,
+                     "JSON file with prompt_ids (a list of prompts of any lengths) and, "
+                     "optionally, the settings below; an option beats the request");
+  auto* prompt =
+      app.add_option("--prompt", options.prompt, "A prompt as text, for models with a vocab.txt");
+  auto* prompt_file =
+      app.add_option("--prompt-file", options.prompt_file, "The same, read from a file");
+  prompt->excludes(request)->excludes(prompt_file);
+  prompt_file->excludes(request);
+  app.add_option("--json", options.json,
+                 "Write tokens, steps, forwards, operations, rows, cache_bytes and seconds to this "
+                 "file (- for standard output)");
+  app.add_option("--trace", options.trace,
+                 "Write what happened to every row in every step and layer to this safetensors "
+                 "file: final_tokens, tokens_before_step, stepN.layerL.selected, .similarity and "
+                 ".treatment (0 absent, 1 reused, 2 verified, 3 recomputed)");
+  app.add_option("--threads", options.threads, "Threads to compute with")
+      ->capture_default_str()
+      ->check(CLI::Range(1, 4096));
+  app.add_flag("--quiet", options.quiet, "No progress bar and no summary");
+
+  Settings& s = options.settings;
+  const char* decoding = "Decoding";
+  app.add_option("--gen-length", s.gen_length, "Tokens to generate (default 128)")->group(decoding);
+  app.add_option("--block-length", s.block_length,
+                 "Tokens a block, decoded block after block (default: gen-length)")
+      ->group(decoding);
+  app.add_option("--steps", s.steps, "Denoising steps in all (default: gen-length)")
+      ->group(decoding);
+  app.add_option("--temperature", s.temperature, "Gumbel noise on the logits (default 0: none)")
+      ->group(decoding);
+  app.add_option("--seed", s.seed, "Seed of all random numbers (default 0)")->group(decoding);
+  app.add_option("--remasking", s.remasking,
+                 "Which tokens are committed first: low_confidence (default) or random")
+      ->group(decoding);
+  app.add_option("--cfg-scale", s.guidance_scale,
+                 "Strength of classifier-free guidance (default 0: none)")
+      ->group(decoding);
+  app.add_option("--guidance-interval", s.guidance_interval,
+                 "Steps between refreshes of the guidance residual (default 1)")
+      ->group(decoding);
+  app.add_flag_function(
+         "--early-stop", [&s](std::int64_t) { s.early_stop = true; },
+         "End when a finished block holds end-of-text (default: off)")
+      ->group(decoding);
+
+  const char* caching = "Cache";
+  auto* no_cache =
+      app.add_flag("--no-cache", options.no_cache, "Recompute everything at every step")
+          ->group(caching);
+  const auto cache_option = [&](const char* name, auto& field, const char* help) {
+    app.add_option(name, field, help)->group(caching)->excludes(no_cache);
+  };
+  cache_option("--prompt-interval", s.prompt_interval,
+               "Steps between prompt refreshes, K_p (default 100)");
+  cache_option("--response-interval", s.response_interval,
+               "Steps between response refreshes, K_r (default 7)");
+  cache_option("--ratio", s.ratio,
+               "Share of response rows recomputed in between (default 0.25; 0: none)");
+  cache_option("--refresh-first-layer", s.refresh_first_layer,
+               "Recompute all flowing rows in layer 0 (default true)");
+}
+
+/// What the options say of the policy: naming a cache setting turns the cache on.
+Settings option_settings(const Options& options) {
+  Settings settings = options.settings;
+  if (options.no_cache)
+    settings.policy = "none";
+  else if (settings.prompt_interval || settings.response_interval || settings.ratio ||
+           settings.refresh_first_layer)
+    settings.policy = "dllm-cache";
+  return settings;
+}
+
+std::string prompt_text(const Options& options) {
+  if (options.prompt_file.empty()) return options.prompt;
+  std::ifstream file(options.prompt_file, std::ios::binary);
+  std::ostringstream text;
+  if (!file || !(text << file.rdbuf()))
+    throw std::runtime_error(options.prompt_file + ": cannot be read");
+  return text.str();
+}
+
+nlohmann::ordered_json to_json(const GenerationResult& result) {
+  return {{"tokens", result.tokens},
+          {"steps", result.steps},
+          {"forwards", result.forwards},
+          {"operations", static_cast<std::uint64_t>(result.operations)},
+          {"rows",
+           {{"flow", result.rows.flow},
+            {"value", result.rows.value},
+            {"update", result.rows.update},
+            {"head", result.rows.head}}},
+          {"cache_bytes", result.cache_bytes},
+          {"seconds", result.seconds}};
+}
+
+void write_json(const std::string& path, const GenerationResult& result) {
+  const std::string text = to_json(result).dump() + "\n";
+  if (path == "-") {
+    std::cout << text << std::flush;
+    return;
+  }
+  std::ofstream file(path, std::ios::binary);
+  if (!(file << text << std::flush)) throw std::runtime_error(path + ": cannot be written");
+}
+
+void print_answers(const GenerationResult& result, const Vocabulary* vocabulary,
+                   std::int32_t end_of_text) {
+  for (const auto& tokens : result.tokens) {
+    if (vocabulary != nullptr) {
+      std::cout << vocabulary->decode(tokens, end_of_text) << '\n';
+      continue;
+    }
+    for (std::size_t i = 0; i < tokens.size(); ++i) std::cout << (i > 0 ? " " : "") << tokens[i];
+    std::cout << '\n';
+  }
+}
+
+int run(const Options& options) {
+  if (options.request.empty() && options.prompt.empty() && options.prompt_file.empty())
+    throw BadRequest("one of --request, --prompt and --prompt-file must be given");
+  Request request;
+  if (!options.request.empty()) request = read_request(options.request);
+  request.settings = merge(option_settings(options), request.settings);
+  const Index steps = planned_steps(request);
+  static_cast<void>(make_policy(request.settings));  // refuse before a large model is opened
+
+  const auto model = models::load_model(options.model);
+  std::optional<Vocabulary> vocabulary;
+  if (Vocabulary::exists(options.model)) vocabulary.emplace(options.model);
+  if (options.request.empty()) {
+    if (!vocabulary)
+      throw BadRequest("--prompt needs a model with a vocab.txt, " + options.model +
+                       " has none: use --request");
+    request.prompts.push_back(vocabulary->encode(prompt_text(options)));
+  }
+
+  models::TransformerRunner runner(model, options.threads);
+  Trace trace;
+  Progress progress(!options.quiet);
+  const GenerationResult result =
+      generate(runner, request, options.trace.empty() ? nullptr : &trace,
+               [&](const dllm_cache::StepReport& report) {
+                 const auto left = std::count(report.tokens.begin(), report.tokens.end(),
+                                              model->config.special.mask);
+                 progress.show(report.step + 1, steps,
+                               "steps, sequence " + std::to_string(report.id) + ": " +
+                                   std::to_string(left) + " tokens masked");
+                 return true;
+               });
+  if (!options.trace.empty()) trace.write(options.trace);
+  if (!options.json.empty()) write_json(options.json, result);
+  if (options.json != "-" && !options.quiet) {
+    print_answers(result, vocabulary ? &*vocabulary : nullptr, model->config.special.end_of_text);
+    std::fprintf(stderr, "%td steps, %td forwards, %.3f s, %.3g operations, %td rows recomputed\n",
+                 result.steps, result.forwards, result.seconds, result.operations,
+                 result.rows.update);
+  }
+  return 0;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  CLI::App app(
+      "Generates text with a masked diffusion language model (LLaDA), with a feature cache.\n"
+      "Exit codes: 0 done, 1 a file cannot be used, 2 a bad option or request.",
+      "dllm-generate");
+  Options options;
+  declare(app, options);
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::CallForHelp& help) {
+    return app.exit(help);
+  } catch (const CLI::CallForVersion& version) {
+    return app.exit(version);
+  } catch (const CLI::ParseError& error) {
+    std::fprintf(stderr, "dllm-generate: %s\n", error.what());
+    return 2;
+  }
+  return run_program("dllm-generate", [&] { return run(options); });
+}

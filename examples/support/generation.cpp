@@ -1,0 +1,76 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "support/generation.hpp"
+
+#include <algorithm>
+#include <chrono>
+
+#include "support/errors.hpp"
+
+namespace programs {
+
+using dllm_cache::models::TransformerRunner;
+using Loop = dllm_cache::DenoisingLoop<TransformerRunner>;
+
+namespace {
+
+void check_tokens(const Request& request, const TransformerRunner& runner) {
+  for (const auto& prompt : request.prompts)
+    for (const std::int32_t token : prompt)
+      if (token < 0 || token >= runner.vocabulary())
+        throw BadRequest("prompt_ids must be in [0, " + std::to_string(runner.vocabulary()) +
+                         "), got " + std::to_string(token));
+}
+
+void watch(Loop& loop, Trace& trace) {
+  loop.observer.on_layer = [&](const Loop::PassType& pass, Index layer) {
+    const auto batch = loop.batch();
+    for (Index i = 0; i < pass.sequences(); ++i) {
+      const auto& entry = batch[static_cast<std::size_t>(i)];
+      if (entry.unconditional) continue;
+      const dllm_cache::SequenceState& state = loop.sequence(entry.id);
+      trace.layer(pass, i, entry.id, state.prompt_rows(), static_cast<Index>(state.tokens().size()),
+                  state.step(), layer);
+      if (layer == 0) trace.before_step(entry.id, state.step(), state.response());
+    }
+  };
+}
+
+}  // namespace
+
+Index planned_steps(const Request& request) {
+  const dllm_cache::DecodingOptions options = decoding_options(request.settings);
+  return options.steps == 0 ? options.response : options.steps;
+}
+
+GenerationResult generate(TransformerRunner& runner, const Request& request, Trace* trace,
+                          const OnStep& on_step) {
+  check_tokens(request, runner);
+  dllm_cache::DecodingOptions options = decoding_options(request.settings);
+  const dllm_cache::AnyPolicy policy = make_policy(request.settings);
+  Loop loop(runner);
+  for (const auto& prompt : request.prompts) {
+    loop.add(prompt, options, policy);
+    ++options.sequence;
+  }
+  if (trace != nullptr) watch(loop, *trace);
+
+  const double operations_before = runner.operations();
+  const auto start = std::chrono::steady_clock::now();
+  GenerationResult result;
+  result.cancelled =
+      !loop.run([&](const dllm_cache::StepReport& report) { return !on_step || on_step(report); });
+  result.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  result.operations = runner.operations() - operations_before;
+  for (Index id = 0; id < loop.sequences(); ++id) {
+    const dllm_cache::SequenceState& state = loop.sequence(id);
+    result.tokens.emplace_back(state.response().begin(), state.response().end());
+    result.steps = std::max(result.steps, state.step());
+    result.forwards += loop.forwards(id);
+    result.rows += loop.counts(id);
+    result.cache_bytes += loop.cache_bytes(id);
+    if (trace != nullptr) trace->finish(id, state.response());
+  }
+  return result;
+}
+
+}  // namespace programs

@@ -1,0 +1,39 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <vector>
+
+#include "dllm_cache/decoding/denoising_loop.hpp"
+#include "dllm_cache/models/transformer_runner.hpp"
+#include "support/request.hpp"
+#include "support/trace.hpp"
+
+namespace programs {
+
+/// What a generation cost and said; rows and forwards are summed over all sequences of the batch.
+struct GenerationResult {
+  std::vector<std::vector<std::int32_t>> tokens;  ///< Response ids, one list a prompt.
+  Index steps = 0;                                ///< Denoising steps of the longest sequence.
+  Index forwards = 0;
+  double operations = 0.0;
+  dllm_cache::RowCounts rows;
+  Index cache_bytes = 0;
+  double seconds = 0.0;
+  bool cancelled = false;
+};
+
+/// Called after each step of each sequence; return false to cancel.
+using OnStep = std::function<bool(const dllm_cache::StepReport&)>;
+
+/// Generates the answers of a request; `trace` may be null. Throws BadRequest for settings or
+/// prompts that do not fit the model, and what the library throws.
+[[nodiscard]] GenerationResult generate(dllm_cache::models::TransformerRunner& runner,
+                                        const Request& request, Trace* trace,
+                                        const OnStep& on_step);
+
+/// Steps that the longest sequence of a request will take, for progress bars.
+[[nodiscard]] Index planned_steps(const Request& request);
+
+}  // namespace programs

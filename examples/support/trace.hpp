@@ -1,0 +1,76 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <map>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "dllm_cache/decoding/denoising_loop.hpp"
+
+namespace programs {
+
+using dllm_cache::Index;
+
+/// Collects what every step did to every row and writes it as a safetensors file.
+///
+/// Names follow the golden cases: `final_tokens` I64 [batch, response], `tokens_before_step` I64
+/// [steps, batch, response], `stepN.layerL.selected` I64 [batch, k] and `.similarity` F32
+/// [batch, response] where a layer verified response rows (row 0 is the first response row), and
+/// `stepN.layerL.treatment` U8 [batch, rows]: 0 absent, 1 reused, 2 verified, 3 recomputed. When
+/// the sequences differ in length or steps, each has its own tensors, named `sequenceI.` + name.
+/// The unconditional runs of guidance are not traced.
+class Trace {
+ public:
+  /// Records one layer of one sequence, `i` its place in the pass.
+  template <class Pass>
+  void layer(const Pass& pass, Index i, Index sequence, Index prompt, Index rows, Index step,
+             Index layer) {
+    Layer& record = m_sequences[sequence].layers[{step, layer}];
+    record.treatment.assign(static_cast<std::size_t>(rows), 0);
+    for (const Index row : pass.rows(i)) record.treatment[static_cast<std::size_t>(row)] = 1;
+    record.similarity.clear();
+    const auto sums = pass.sums(i);
+    for (Index j = 0; j < pass.verified(i); ++j) {
+      const Index row = pass.verified_row(j, i);
+      record.treatment[static_cast<std::size_t>(row)] = 2;
+      if (row >= prompt)
+        record.similarity.push_back(
+            static_cast<float>(dllm_cache::similarity(sums[static_cast<std::size_t>(j)])));
+    }
+    record.selected.clear();
+    for (const Index row : pass.recomputed(i)) {
+      std::uint8_t& treatment = record.treatment[static_cast<std::size_t>(row)];
+      if (treatment == 2 && row >= prompt) record.selected.push_back(row - prompt);
+      treatment = 3;
+    }
+  }
+
+  /// Records the response of a sequence as it is before a step.
+  void before_step(Index sequence, Index step, std::span<const std::int32_t> response);
+  /// Records the answer of a sequence.
+  void finish(Index sequence, std::span<const std::int32_t> response);
+
+  /// Writes the file; throws std::runtime_error naming it.
+  void write(const std::filesystem::path& path) const;
+
+ private:
+  struct Layer {
+    std::vector<std::uint8_t> treatment;
+    std::vector<float> similarity;
+    std::vector<std::int64_t> selected;
+  };
+  struct Sequence {
+    std::map<std::pair<Index, Index>, Layer> layers;  // by step and layer
+    std::map<Index, std::vector<std::int64_t>> before;
+    std::vector<std::int64_t> final_tokens;
+  };
+
+  [[nodiscard]] bool uniform() const;
+
+  std::map<Index, Sequence> m_sequences;
+};
+
+}  // namespace programs

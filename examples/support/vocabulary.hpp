@@ -1,0 +1,37 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <map>
+#include <span>
+#include <string>
+#include <vector>
+
+namespace programs {
+
+/// The vocabulary of a character-level model: `vocab.txt` beside its weights, one symbol a line, a
+/// line break written as `\n`; symbols of several characters (`<eos>`) are never read from text.
+class Vocabulary {
+ public:
+  /// Reads `folder`/vocab.txt; throws std::runtime_error naming the file.
+  explicit Vocabulary(const std::filesystem::path& folder);
+
+  /// Whether the folder has one.
+  [[nodiscard]] static bool exists(const std::filesystem::path& folder);
+
+  /// Token ids of a text; throws BadRequest naming the first character outside the vocabulary.
+  [[nodiscard]] std::vector<std::int32_t> encode(const std::string& text) const;
+
+  /// Text of tokens up to the first `end` token; other special symbols are written as their names.
+  [[nodiscard]] std::string decode(std::span<const std::int32_t> tokens, std::int32_t end) const;
+
+  /// The symbol of one token, "?" for an unknown one.
+  [[nodiscard]] const std::string& symbol(std::int32_t token) const;
+
+ private:
+  std::vector<std::string> m_symbols;
+  std::map<std::string, std::int32_t> m_ids;
+};
+
+}  // namespace programs
