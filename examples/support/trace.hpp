@@ -24,11 +24,11 @@ using dllm_cache::Index;
 /// The unconditional runs of guidance are not traced.
 class Trace {
  public:
-  /// Records one layer of one sequence, `i` its place in the pass.
+  /// Records one layer of one sequence, `i` its place in the pass, in its `forward`-th forward.
   template <class Pass>
-  void layer(const Pass& pass, Index i, Index sequence, Index prompt, Index rows, Index step,
+  void layer(const Pass& pass, Index i, Index sequence, Index prompt, Index rows, Index forward,
              Index layer) {
-    Layer& record = m_sequences[sequence].layers[{step, layer}];
+    Layer& record = m_sequences[sequence].layers[{forward, layer}];
     record.treatment.assign(static_cast<std::size_t>(rows), 0);
     for (const Index row : pass.rows(i)) record.treatment[static_cast<std::size_t>(row)] = 1;
     record.similarity.clear();
@@ -63,7 +63,7 @@ class Trace {
     std::vector<std::int64_t> selected;
   };
   struct Sequence {
-    std::map<std::pair<Index, Index>, Layer> layers;  // by step and layer
+    std::map<std::pair<Index, Index>, Layer> layers;  // by forward and layer
     std::map<Index, std::vector<std::int64_t>> before;
     std::vector<std::int64_t> final_tokens;
   };

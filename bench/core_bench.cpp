@@ -1,0 +1,119 @@
+// SPDX-License-Identifier: Apache-2.0
+// The core's own work against raw twins that move the same bytes: what selection and row movement
+// cost beyond memory. Every benchmark verifies its result.
+#include <benchmark/benchmark.h>
+
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+#include <random>
+#include <vector>
+
+#include "dllm_cache/dllm_cache.hpp"
+
+using namespace dllm_cache;
+
+namespace {
+
+std::vector<float> random_floats(Index count, std::uint32_t seed) {
+  std::mt19937 engine(seed);
+  std::normal_distribution<float> normal;
+  std::vector<float> all(static_cast<std::size_t>(count));
+  for (float& one : all) one = normal(engine);
+  return all;
+}
+
+void set_bytes(benchmark::State& state, Index rows, Index width) {
+  // Read cached, read fresh, write cached.
+  state.SetBytesProcessed(state.iterations() * 3 * rows * width *
+                          static_cast<std::int64_t>(sizeof(float)));
+}
+
+}  // namespace
+
+// Similarity, rounding and store in one pass, then selection of a quarter of the rows.
+static void BM_select(benchmark::State& state) {
+  const Index rows = state.range(0), width = state.range(1);
+  const auto fresh = random_floats(rows * width, 1);
+  auto cached = random_floats(rows * width, 2);
+  VVerifySelector<float> selector;
+  std::vector<SimilaritySums> sums(static_cast<std::size_t>(rows));
+  std::vector<Index> selected;
+  for (auto _ : state) {
+    selector.accumulate(dense_view(fresh.data(), rows, width),
+                        dense_view(cached.data(), rows, width), sums);
+    selector.select(sums, rows / 4, selected);
+    benchmark::DoNotOptimize(selected.data());
+    benchmark::ClobberMemory();
+  }
+  if (cached != fresh) state.SkipWithError("fresh values were not stored");
+  selector.accumulate(dense_view(fresh.data(), rows, width), dense_view(cached.data(), rows, width),
+                      sums);
+  for (const SimilaritySums& one : sums)
+    if (similarity(one) != 1.0) state.SkipWithError("an unchanged row must score 1");
+  set_bytes(state, rows, width);
+}
+
+// The raw twin: the same three streams, without any arithmetic that must be kept.
+static void BM_select_raw(benchmark::State& state) {
+  const Index rows = state.range(0), width = state.range(1);
+  const auto fresh = random_floats(rows * width, 1);
+  auto cached = random_floats(rows * width, 2);
+  const auto count = static_cast<Index>(cached.size());
+  float sum = 0.0F;
+  for (auto _ : state) {
+    Eigen::Map<Eigen::ArrayXf> kept(cached.data(), count);
+    sum = kept.sum();  // reads the cached rows
+    benchmark::DoNotOptimize(sum);
+    kept = Eigen::Map<const Eigen::ArrayXf>(fresh.data(), count);
+    benchmark::ClobberMemory();
+  }
+  if (cached != fresh) state.SkipWithError("fresh values were not stored");
+  set_bytes(state, rows, width);
+}
+
+static void selector_sizes(benchmark::internal::Benchmark* bench) {
+  bench->ArgNames({"rows", "width"});
+  for (const int rows : {32, 256, 1024})
+    for (const int width : {512, 1024, 4096}) bench->Args({rows, width});
+}
+BENCHMARK(BM_select)->Apply(selector_sizes);
+BENCHMARK(BM_select_raw)->Apply(selector_sizes);
+
+// One step of an idle layer: what the cache moves around the callbacks. A quarter of the response
+// is gathered and scattered, the rest takes its cached update.
+static void BM_gather_scatter(benchmark::State& state) {
+  const Index width = state.range(0), prompt = 893, response = 256;
+  FeatureCache<float> cache({1, width, width, width}, {.prompt = prompt, .response = response},
+                            DllmCachePolicy{never, never, 0.25, false});
+  Workspace<float> workspace;
+  const auto idle = make_layer(
+      [](MatrixView<const float> x, MatrixView<float> v) { as_eigen(v) = as_eigen(x); },
+      [](MatrixView<const float>, std::span<const std::int32_t>, MatrixView<float> q,
+         MatrixView<float> k) {
+        as_eigen(q).setZero();
+        as_eigen(k).setZero();
+      },
+      [](MatrixView<const float>, MatrixView<const float>, std::span<const Segment<float>>,
+         MatrixView<float> u) { as_eigen(u).setConstant(1.0F); });
+  std::vector<float> hidden(static_cast<std::size_t>((prompt + response) * width), 1.0F);
+  {
+    auto pass = workspace.begin_step(cache);
+    pass.layer(idle, dense_view(hidden.data(), pass.flow(), width));
+  }
+  std::fill(hidden.begin(), hidden.end(), 0.0F);
+  for (auto _ : state) {
+    auto pass = workspace.begin_step(cache);
+    pass.layer(idle, dense_view(hidden.data(), pass.flow(), width));
+    if (pass.flow() != response || pass.recomputed().size() != 64)
+      state.SkipWithError("256 rows must flow and 64 be recomputed");
+  }
+  // Every step adds an update of ones, fresh or cached, to every flowing row.
+  const auto steps = static_cast<float>(state.iterations());
+  if (hidden[0] != steps || hidden[static_cast<std::size_t>(response * width) - 1] != steps)
+    state.SkipWithError("every row must take one update a step");
+  state.SetItemsProcessed(state.iterations() * response);
+}
+BENCHMARK(BM_gather_scatter)->ArgName("width")->Arg(1024)->Arg(4096);
+
+BENCHMARK_MAIN();

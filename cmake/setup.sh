@@ -1,0 +1,29 @@
+# SPDX-License-Identifier: Apache-2.0
+# Sourced by examples/demo.sh and tests/run.sh: installs what is missing on Debian 12 or newer.
+
+# need COMMAND-OR-FILE PACKAGE REASON
+needed_packages=()
+need() {
+  if [ "${1#/}" != "$1" ]; then [ -e "$1" ] && return 0; else command -v "$1" >/dev/null 2>&1 && return 0; fi
+  printf 'missing: %-22s (%s)\n' "$2" "$3"
+  needed_packages+=("$2")
+}
+
+install_needed() {
+  [ ${#needed_packages[@]} -eq 0 ] && return 0
+  local root=()
+  [ "$(id -u)" -eq 0 ] || root=(sudo)
+  echo "installing with apt-get: ${needed_packages[*]}"
+  "${root[@]}" apt-get update -qq
+  "${root[@]}" env DEBIAN_FRONTEND=noninteractive \
+    apt-get install -y -qq --no-install-recommends "${needed_packages[@]}" >/dev/null
+}
+
+need_build_tools() {
+  need c++ g++ "C++20 compiler, g++ 12 or newer"
+  need cmake cmake "build system, 3.24 or newer"
+  need ninja ninja-build "runs the build"
+  need /usr/include/eigen3/Eigen/Core libeigen3-dev "matrices, 3.4 or newer: all that the core needs"
+  need /usr/include/nlohmann/json.hpp nlohmann-json3-dev "JSON, 3.11 or newer: model configurations"
+  need /usr/include/CLI/CLI.hpp libcli11-dev "command lines of the programs, 2.1 or newer"
+}

@@ -1,0 +1,279 @@
+// SPDX-License-Identifier: Apache-2.0
+// The answers of the public references, token for token. A red case here asks: did we mean it?
+#include "support/golden_case.hpp"
+
+#include <algorithm>
+#include <catch2/catch.hpp>
+#include <map>
+
+using namespace dllm_cache;
+using golden::Case;
+using Runner = models::TransformerRunner;
+using Loop = DenoisingLoop<Runner>;
+
+namespace {
+
+constexpr float logit_tolerance = 2e-4F;       // float32 sums in another order, logits of size 10
+constexpr double similarity_tolerance = 2e-6;  // float32 dot products over 48 to 64 elements
+constexpr float feature_tolerance = 2e-4F;     // features of size 10 and less
+
+std::vector<std::string> llada_cases() {
+  std::vector<std::string> names;
+  for (const char* prefix : {"uncached-", "cache-", "cfg-"})
+    for (const std::string& name : golden::cases(prefix)) names.push_back(name);
+  return names;
+}
+
+void add_all(Loop& loop, const Case& golden) {
+  DecodingOptions options = golden.options();
+  for (Index i = 0; i < golden.batch(); ++i) {
+    options.sequence = static_cast<std::uint64_t>(i);
+    loop.add(golden.prompt(i), options, golden.policy());
+  }
+}
+
+std::string probe(Index step, Index layer) {
+  return "step" + std::to_string(step) + ".layer" + std::to_string(layer) + ".";
+}
+
+float largest_difference(const std::vector<float>& a, const std::vector<float>& b) {
+  REQUIRE(a.size() == b.size());
+  float largest = 0.0F;
+  for (std::size_t i = 0; i < a.size(); ++i) {
+    const float difference = std::abs(a[i] - b[i]);
+    largest = std::isnan(difference) ? difference : std::max(largest, difference);
+  }
+  return largest;
+}
+
+std::vector<float> rows_of(MatrixView<const float> matrix, Rows rows) {
+  std::vector<float> all;
+  for (Index row = rows.begin; row < rows.end; ++row)
+    all.insert(all.end(), matrix.row(row), matrix.row(row) + matrix.cols);
+  return all;
+}
+
+}  // namespace
+
+TEST_CASE("LLaDA: every golden case ends in the reference's tokens", "[golden]") {
+  const auto names = llada_cases();
+  REQUIRE(names.size() == 18);
+  for (const std::string& name : names) {
+    DYNAMIC_SECTION(name) {
+      const Case golden(name);
+      Runner runner(golden.load(), 1);
+      Loop loop(runner);
+      add_all(loop, golden);
+      loop.run();
+      for (Index i = 0; i < golden.batch(); ++i) {
+        const auto response = loop.sequence(i).response();
+        CHECK(std::vector<std::int32_t>(response.begin(), response.end()) == golden.answer(i));
+      }
+    }
+  }
+}
+
+TEST_CASE("LLaDA: the tokens before each step are the reference's", "[golden]") {
+  Index compared = 0;
+  for (const std::string& name : llada_cases()) {
+    const Case golden(name);
+    const models::Tensor* tensor = golden.expected.find("tokens_before_step");
+    if (tensor == nullptr) continue;
+    const std::vector<std::int64_t> expected = golden::integers(*tensor);
+    Runner runner(golden.load(), 1);
+    Loop loop(runner);
+    add_all(loop, golden);
+    std::size_t next = 0;
+    do {
+      for (Index i = 0; i < golden.batch(); ++i) {
+        const auto response = loop.sequence(i).response();
+        REQUIRE(next + response.size() <= expected.size());
+        INFO(name << " sequence " << i << " step " << loop.sequence(i).step());
+        CHECK(std::equal(response.begin(), response.end(),
+                         expected.begin() + static_cast<std::ptrdiff_t>(next)));
+        next += response.size();
+        ++compared;
+      }
+    } while (loop.step());
+    CHECK(next == expected.size());
+  }
+  CHECK(compared > 400);
+}
+
+TEST_CASE("LLaDA: selected rows and similarities at probe steps are the reference's", "[golden]") {
+  Index compared = 0;
+  double worst = 0.0;
+  for (const std::string& name : llada_cases()) {
+    const Case golden(name);
+    Runner runner(golden.load(), 1);
+    Loop loop(runner);
+    add_all(loop, golden);
+    std::map<Index, Index> forwards_before;  // the step at hand, by sequence
+    loop.observer.on_layer = [&](const Loop::PassType& pass, Index layer) {
+      for (Index i = 0; i < pass.sequences(); ++i) {
+        const auto& entry = loop.batch()[static_cast<std::size_t>(i)];
+        const SequenceState& state = loop.sequence(entry.id);
+        if (layer == 0) forwards_before[entry.id] = loop.forwards(entry.id);
+        // The probes of the reference count forwards: with guidance the conditional one of a step
+        // comes first, then, where it is due, the unconditional one.
+        const std::string prefix =
+            probe(forwards_before[entry.id] + (entry.unconditional ? 1 : 0), layer);
+        if (golden.expected.find(prefix + "selected") == nullptr) continue;
+        INFO(name << " " << prefix << " sequence " << entry.id);
+        const auto all_selected = golden::integers(golden.expected.at(prefix + "selected"));
+        const auto similarities = models::read_floats(golden.expected.at(prefix + "similarity"));
+        const auto per_row = static_cast<Index>(all_selected.size()) / golden.batch();
+        const std::vector<std::int64_t> expected(all_selected.begin() + entry.id * per_row,
+                                                 all_selected.begin() + (entry.id + 1) * per_row);
+        std::vector<std::int64_t> selected;
+        for (const Index row : pass.recomputed(i))
+          if (row >= state.prompt_rows()) selected.push_back(row - state.prompt_rows());
+        CHECK(selected == expected);
+        REQUIRE(pass.verified(i) == golden.response());
+        for (Index j = 0; j < pass.verified(i); ++j) {
+          REQUIRE(pass.verified_row(j, i) == state.prompt_rows() + j);
+          const double difference = std::abs(
+              similarity(pass.sums(i)[static_cast<std::size_t>(j)]) -
+              static_cast<double>(
+                  similarities[static_cast<std::size_t>(entry.id * golden.response() + j)]));
+          worst = std::max(worst, difference);
+        }
+        ++compared;
+      }
+    };
+    loop.run();
+  }
+  INFO("worst difference " << worst);
+  CHECK(worst <= similarity_tolerance);
+  CHECK(compared >= 90);
+}
+
+TEST_CASE("LLaDA: logits of rows that can be committed are the reference's", "[golden]") {
+  Index compared = 0;
+  float worst = 0.0F;
+  for (const std::string& name : llada_cases()) {
+    const Case golden(name);
+    if (golden.options().guidance_scale > 0.0) continue;  // traced unguided
+    Runner runner(golden.load(), 1);
+    Loop loop(runner);
+    add_all(loop, golden);
+    std::map<Index, std::vector<float>> expected;
+    for (const Index step : golden.request.at("probe_steps").get<std::vector<Index>>())
+      expected[step] =
+          models::read_floats(golden.expected.at("logits.step" + std::to_string(step)));
+    loop.observer.on_logits = [&](Index id, Index row, std::span<const float> logits) {
+      const auto found = expected.find(loop.sequence(id).step());
+      if (found == expected.end()) return;
+      const Index response_row = row - loop.sequence(id).prompt_rows();
+      const float* want =
+          found->second.data() + (id * golden.response() + response_row) * runner.vocabulary();
+      for (std::size_t i = 0; i < logits.size(); ++i)
+        worst = std::max(worst, std::abs(logits[i] - want[i]));
+      ++compared;
+    };
+    loop.run();
+  }
+  INFO("worst difference " << worst);
+  CHECK(worst <= logit_tolerance);
+  CHECK(compared > 300);
+}
+
+TEST_CASE("LLaDA: cached values, keys and updates are the reference's features", "[golden]") {
+  const Case golden("cache-kp4-kr2-rho05");
+  const auto model = golden.load();
+  Runner runner(model, 1);
+  Loop loop(runner);
+  add_all(loop, golden);
+  Index compared = 0;
+  loop.observer.on_layer = [&](const Loop::PassType&, Index layer) {
+    const std::string prefix = probe(loop.sequence(0).step(), layer);
+    if (golden.expected.find(prefix + "gen.v") == nullptr) return;
+    INFO(prefix);
+    const Loop::Cache& cache = loop.cache(0);
+    const SequenceShape shape = cache.shape();
+    const auto expected = [&](const char* name) {
+      return models::read_floats(golden.expected.at(prefix + name));
+    };
+    struct Part {
+      std::string name;
+      Rows rows;
+    };
+    for (const Part& part :
+         {Part{"prompt", {0, shape.prompt}}, Part{"gen", {shape.prompt, shape.rows()}}}) {
+      CHECK(largest_difference(rows_of(cache.values(layer), part.rows),
+                               expected((part.name + ".v").c_str())) <= feature_tolerance);
+      std::vector<float> keys = expected((part.name + ".k").c_str());
+      models::RotaryEmbedding rotary(model->config.heads.head_dim, model->config.rotary_theta);
+      const std::span<const std::int32_t> positions(shape.positions);
+      rotary.apply(positions.subspan(static_cast<std::size_t>(part.rows.begin),
+                                     static_cast<std::size_t>(part.rows.size())),
+                   dense_view(keys.data(), part.rows.size(), model->config.kv_width()));
+      CHECK(largest_difference(rows_of(cache.keys(layer), part.rows), keys) <= feature_tolerance);
+    }
+    std::vector<float> update = expected("gen.attn");
+    const std::vector<float> mlp = expected("gen.mlp");
+    for (std::size_t i = 0; i < update.size(); ++i) update[i] += mlp[i];
+    REQUIRE(cache.stored_updates() == Rows{shape.prompt, shape.rows()});
+    CHECK(largest_difference(rows_of(cache.updates(layer), {0, shape.response}), update) <=
+          feature_tolerance);
+    ++compared;
+  };
+  loop.run();
+  CHECK(compared == 12);
+}
+
+TEST_CASE("LLaDA: no more rows are recomputed than the method needs", "[golden]") {
+  const std::map<std::string, Index> most = {
+      {"cache-kp100-kr7-rho025", 4948},   {"cache-kp50-kr6-rho025-blocks", 5056},
+      {"cache-kp4-kr2-rho05", 4096},      {"cache-deep-model", 5360},
+      {"cache-rounding-30-tokens", 2244}, {"cache-prompt-of-1", 2372}};
+  for (const auto& [name, rows] : most) {
+    const Case golden(name);
+    Runner runner(golden.load(), 1);
+    Loop loop(runner);
+    add_all(loop, golden);
+    loop.run();
+    INFO(name);
+    CHECK(loop.counts(0).update <= rows);
+  }
+}
+
+TEST_CASE("LLaDA: hidden states after each layer and the logits are the reference's", "[golden]") {
+  for (const std::string name : {"llada-tiny", "llada-deep"}) {
+    const models::SafetensorsFile expected(golden::folder() / ("forward-" + name) /
+                                           "expected.safetensors");
+    const auto model = models::load_model(golden::folder() / "models" / name);
+    Runner runner(model, 1);
+    const auto ids = golden::integers(expected.at("input_ids"));
+    const auto rows = static_cast<Index>(expected.at("input_ids").shape.at(1));
+    const auto batch = static_cast<Index>(ids.size()) / rows;
+    const auto part = [&](const std::string& tensor, Index i) {
+      const auto all = models::read_floats(expected.at(tensor));
+      const auto size = static_cast<Index>(all.size()) / batch;
+      return std::vector<float>(all.begin() + i * size, all.begin() + (i + 1) * size);
+    };
+    for (Index i = 0; i < batch; ++i) {
+      const std::vector<std::int32_t> tokens(ids.begin() + i * rows, ids.begin() + (i + 1) * rows);
+      FeatureCache<float> cache(runner.shape(), {.prompt = rows}, NoCache{});
+      Workspace<float> workspace;
+      auto pass = workspace.begin_step(cache);
+      std::vector<float> hidden(static_cast<std::size_t>(rows * model->config.width));
+      const auto x = dense_view(hidden.data(), rows, model->config.width);
+      runner.embed(tokens, x);
+      for (Index layer = 0; layer < model->config.layers; ++layer) {
+        INFO(name << " sequence " << i << " before layer " << layer);
+        CHECK(largest_difference(hidden, part("hidden." + std::to_string(layer), i)) <=
+              feature_tolerance);
+        pass.layer(runner.layer(layer), x);
+      }
+      // The reference lists the last hidden state after the final norm.
+      std::vector<float> normed(hidden.size());
+      model->final_norm.apply(x, dense_view(normed.data(), rows, model->config.width));
+      CHECK(largest_difference(normed, part("hidden." + std::to_string(model->config.layers), i)) <=
+            feature_tolerance);
+      std::vector<float> logits(static_cast<std::size_t>(rows * model->config.vocabulary));
+      runner.logits(x, dense_view(logits.data(), rows, model->config.vocabulary));
+      CHECK(largest_difference(logits, part("logits", i)) <= logit_tolerance);
+    }
+  }
+}

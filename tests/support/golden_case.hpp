@@ -1,0 +1,92 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+#include <filesystem>
+#include <fstream>
+#include <memory>
+#include <nlohmann/json.hpp>
+#include <string>
+#include <vector>
+
+#include "dllm_cache/decoding/denoising_loop.hpp"
+#include "dllm_cache/models/load_model.hpp"
+#include "dllm_cache/policies/dllm_cache.hpp"
+
+namespace golden {
+
+using dllm_cache::Index;
+namespace models = dllm_cache::models;
+
+inline std::filesystem::path folder() { return DLLM_CACHE_TEST_DATA; }
+
+/// Names of the cases whose folders begin with `prefix`, sorted.
+inline std::vector<std::string> cases(const std::string& prefix) {
+  std::vector<std::string> names;
+  for (const auto& entry : std::filesystem::directory_iterator(folder()))
+    if (entry.path().filename().string().rfind(prefix, 0) == 0)
+      names.push_back(entry.path().filename().string());
+  std::sort(names.begin(), names.end());
+  return names;
+}
+
+inline std::vector<std::int64_t> integers(const models::Tensor& tensor) {
+  std::vector<std::int64_t> all(tensor.bytes.size() / sizeof(std::int64_t));
+  if (!all.empty()) std::memcpy(all.data(), tensor.bytes.data(), tensor.bytes.size());
+  return all;
+}
+
+/// One folder of the golden cases: the request, and what the public reference answered.
+struct Case {
+  explicit Case(const std::string& name)
+      : request(read_request(folder() / name / "case.json")),
+        expected(folder() / name / "expected.safetensors") {}
+
+  [[nodiscard]] std::shared_ptr<const models::TransformerModel> load() const {
+    return models::load_model(folder() / "models" / request.at("model").get<std::string>());
+  }
+  [[nodiscard]] Index batch() const { return static_cast<Index>(request.at("prompt_ids").size()); }
+  [[nodiscard]] std::vector<std::int32_t> prompt(Index i) const {
+    return request.at("prompt_ids").at(static_cast<std::size_t>(i));
+  }
+  [[nodiscard]] Index response() const { return request.at("gen_length"); }
+
+  /// Decoding options of a LLaDA case.
+  [[nodiscard]] dllm_cache::DecodingOptions options() const {
+    dllm_cache::DecodingOptions options;
+    options.response = response();
+    options.block_length = request.at("block_length");
+    options.steps = request.at("steps");
+    options.guidance_scale = request.value("cfg_scale", 0.0);
+    if (!request.at("cache").is_null())
+      options.guidance_interval = request.at("cache").value("cfg_interval_steps", Index{1});
+    return options;
+  }
+  [[nodiscard]] dllm_cache::AnyPolicy policy() const {
+    const nlohmann::json& cache = request.at("cache");
+    if (cache.is_null()) return dllm_cache::NoCache{};
+    return dllm_cache::DllmCachePolicy{.prompt_interval = cache.at("prompt_interval_steps"),
+                                       .response_interval = cache.at("gen_interval_steps"),
+                                       .ratio = cache.at("transfer_ratio")};
+  }
+  /// The reference's answer to prompt `i`; some cases hold the prompt in front of it.
+  [[nodiscard]] std::vector<std::int32_t> answer(Index i) const {
+    const models::Tensor& tensor = expected.at("final_tokens");
+    const std::vector<std::int64_t> all = integers(tensor);
+    const auto columns = static_cast<Index>(tensor.shape.at(1));
+    const auto end = all.begin() + (i + 1) * columns;
+    return {end - response(), end};
+  }
+
+  nlohmann::json request;
+  models::SafetensorsFile expected;
+
+ private:
+  static nlohmann::json read_request(const std::filesystem::path& path) {
+    std::ifstream file(path);
+    return nlohmann::json::parse(file);
+  }
+};
+
+}  // namespace golden
