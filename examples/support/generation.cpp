@@ -22,15 +22,24 @@ void check_tokens(const Request& request, const TransformerRunner& runner) {
 }
 
 void watch(Loop& loop, Trace& trace) {
-  loop.observer.on_layer = [&](const Loop::PassType& pass, Index layer) {
+  loop.observer.on_layer = [&, forwards = std::vector<Index>()](const Loop::PassType& pass,
+                                                                Index layer) mutable {
     const auto batch = loop.batch();
+    forwards.resize(static_cast<std::size_t>(loop.sequences()));
     for (Index i = 0; i < pass.sequences(); ++i) {
       const auto& entry = batch[static_cast<std::size_t>(i)];
-      if (entry.unconditional) continue;
       const dllm_cache::SequenceState& state = loop.sequence(entry.id);
+      Index& before = forwards[static_cast<std::size_t>(entry.id)];
+      if (layer == 0) {
+        // Where the first layer is the last one too, this step's forwards are counted already.
+        before = loop.forwards(entry.id);
+        if (!pass.open())
+          before -= std::count_if(batch.begin(), batch.end(),
+                                  [&](const auto& other) { return other.id == entry.id; });
+        trace.before_step(entry.id, state.step(), state.response());
+      }
       trace.layer(pass, i, entry.id, state.prompt_rows(), static_cast<Index>(state.tokens().size()),
-                  state.step(), layer);
-      if (layer == 0) trace.before_step(entry.id, state.step(), state.response());
+                  before + (entry.unconditional ? 1 : 0), layer);
     }
   };
 }

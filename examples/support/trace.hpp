@@ -21,7 +21,8 @@ using dllm_cache::Index;
 /// [batch, response] where a layer verified response rows (row 0 is the first response row), and
 /// `stepN.layerL.treatment` U8 [batch, rows]: 0 absent, 1 reused, 2 verified, 3 recomputed. When
 /// the sequences differ in length or steps, each has its own tensors, named `sequenceI.` + name.
-/// The unconditional runs of guidance are not traced.
+/// With guidance N counts the forwards of the sequence: of a step first the conditional one, then,
+/// where it is due, the unconditional one.
 class Trace {
  public:
   /// Records one layer of one sequence, `i` its place in the pass, in its `forward`-th forward.

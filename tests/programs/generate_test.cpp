@@ -1,0 +1,291 @@
+// SPDX-License-Identifier: Apache-2.0
+// dllm-generate as a user runs it: files, exit codes, one line of complaint.
+#include <sys/wait.h>
+
+#include <catch2/catch.hpp>
+#include <cstdio>
+#include <fstream>
+#include <nlohmann/json.hpp>
+#include <string>
+
+#include "support/golden_case.hpp"
+#include "support/temporary_folder.hpp"
+
+using golden::Case;
+using dllm_cache::Index;
+using dllm_cache::testing::TemporaryFolder;
+using Json = nlohmann::json;
+
+namespace {
+
+struct Outcome {
+  int code = -1;
+  std::string output;  // standard output and error together
+};
+
+Outcome run(const std::string& arguments) {
+  const std::string command = std::string(DLLM_GENERATE) + " " + arguments + " 2>&1 </dev/null";
+  Outcome outcome;
+  FILE* pipe = popen(command.c_str(), "r");
+  REQUIRE(pipe != nullptr);
+  char buffer[4096];
+  for (std::size_t got = 0; (got = std::fread(buffer, 1, sizeof buffer, pipe)) > 0;)
+    outcome.output.append(buffer, got);
+  const int status = pclose(pipe);
+  outcome.code = WIFEXITED(status) ? WEXITSTATUS(status) : -1;
+  return outcome;
+}
+
+std::string model(const std::string& name) {
+  return "--model " + (golden::folder() / "models" / name).string() + " ";
+}
+std::string request(const std::string& name) {
+  return "--request " + (golden::folder() / name / "case.json").string() + " ";
+}
+
+Json read_json(const std::filesystem::path& path) {
+  std::ifstream file(path);
+  return Json::parse(file);
+}
+
+/// Writes a request that is the golden one with some keys replaced (or removed, where null is given
+/// as "remove").
+std::string changed_request(const TemporaryFolder& folder, const Json& changes) {
+  Json json = Case("uncached-blocks").request;
+  for (const auto& [key, value] : changes.items()) {
+    if (value == "remove")
+      json.erase(key);
+    else
+      json[key] = value;
+  }
+  const auto path = folder.path() / "request.json";
+  std::ofstream(path) << json.dump();
+  return "--request " + path.string() + " ";
+}
+
+void check_refusal(const Outcome& outcome, int code, const std::string& part) {
+  INFO(outcome.output);
+  CHECK(outcome.code == code);
+  CHECK(outcome.output.find(part) != std::string::npos);
+  CHECK(outcome.output.rfind("dllm-generate: ", 0) == 0);
+  CHECK(std::count(outcome.output.begin(), outcome.output.end(), '\n') == 1);
+}
+
+}  // namespace
+
+TEST_CASE("dllm-generate: a golden case comes out token for token with its cost", "[programs]") {
+  const TemporaryFolder folder;
+  const auto out = (folder.path() / "out.json").string();
+  for (const std::string name :
+       {"cache-kp100-kr7-rho025", "cfg-interval4", "uncached-blocks", "cache-half-steps-batch2"}) {
+    const Case golden(name);
+    const Outcome outcome =
+        run(model(golden.request.at("model")) + request(name) + "--quiet --json " + out);
+    INFO(name << ": " << outcome.output);
+    REQUIRE(outcome.code == 0);
+    const Json result = read_json(out);
+    for (Index i = 0; i < golden.batch(); ++i)
+      CHECK(result.at("tokens").at(static_cast<std::size_t>(i)) == Json(golden.answer(i)));
+    CHECK(result.at("steps") == golden.request.at("steps"));
+    CHECK(result.at("forwards") >= result.at("steps"));
+    for (const char* key : {"flow", "value", "update", "head"})
+      CHECK(result.at("rows").at(key).get<Index>() > 0);
+    for (const char* key : {"operations", "cache_bytes"}) CHECK(result.at(key).get<Index>() > 0);
+    CHECK(result.at("seconds").get<double>() > 0.0);
+  }
+}
+
+TEST_CASE("dllm-generate: rows, bytes and operations follow the formulas of the method",
+          "[programs]") {
+  const TemporaryFolder folder;
+  const auto out = (folder.path() / "out.json").string();
+  const Case golden("uncached-full-block");  // 24 + 32 rows, 32 steps, 4 layers of width 64
+  REQUIRE(
+      run(model("llada-tiny") + request("uncached-full-block") + "--quiet --json " + out).code ==
+      0);
+  const Json off = read_json(out);
+  CHECK(off.at("rows").at("flow") == 56 * 32);
+  CHECK(off.at("rows").at("update") == 56 * 32 * 4);
+  CHECK(off.at("rows").at("head") == 33 * 32 / 2);  // one masked row fewer each step
+  const double layer = 2.0 * 56 * (4 * 64 * 64 + 3 * 64 * 160) + 4.0 * 56 * 56 * 64;
+  CHECK(off.at("operations").get<double>() ==
+        Approx(32 * 4 * layer + 2.0 * 528 * 64 * 96).epsilon(1e-12));
+  REQUIRE(run(model("llada-tiny") + request("uncached-full-block") +
+              "--prompt-interval 100 --response-interval 4 --ratio 0.25 --quiet --json " + out)
+              .code == 0);
+  const Json on = read_json(out);
+  CHECK(on.at("cache_bytes") == 4 * (56 * 2 * 64 + 32 * 64) * 4);
+  CHECK(on.at("rows").at("update") == (56 + 7 * 32) * 4 + 24 * (32 + 3 * 8));
+}
+
+TEST_CASE("dllm-generate: an option beats the request", "[programs]") {
+  const TemporaryFolder folder;
+  const auto out = (folder.path() / "out.json").string();
+  const std::string base =
+      model("llada-tiny") + request("cache-kp100-kr7-rho025") + "--quiet --json " + out;
+  REQUIRE(run(base + " --no-cache --gen-length 16 --block-length 8 --steps 8").code == 0);
+  const Json result = read_json(out);
+  CHECK(result.at("tokens").at(0).size() == 16);
+  CHECK(result.at("steps") == 8);
+  const Case golden("cache-kp100-kr7-rho025");
+  const Index rows = static_cast<Index>(golden.prompt(0).size()) + 16;
+  CHECK(result.at("rows").at("update") == rows * 8 * 4);
+}
+
+TEST_CASE("dllm-generate: prompts of different lengths are answered as alone", "[programs]") {
+  const TemporaryFolder folder;
+  const auto out = (folder.path() / "out.json").string();
+  const Json prompts = {{5, 6, 7}, {1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11}, {42}};
+  const Json cache = {
+      {"prompt_interval_steps", 10}, {"gen_interval_steps", 3}, {"transfer_ratio", 0.5}};
+  const auto answer = [&](const Json& prompt_ids) {
+    const Outcome outcome =
+        run(model("llada-tiny") +
+            changed_request(folder, {{"prompt_ids", prompt_ids}, {"cache", cache}}) +
+            "--quiet --json " + out);
+    INFO(outcome.output);
+    REQUIRE(outcome.code == 0);
+    return read_json(out).at("tokens");
+  };
+  const Json together = answer(prompts);
+  REQUIRE(together.size() == 3);
+  for (std::size_t i = 0; i < 3; ++i) CHECK(together[i] == answer(Json::array({prompts[i]}))[0]);
+}
+
+TEST_CASE("dllm-generate: the trace holds the golden names and values", "[programs]") {
+  const TemporaryFolder folder;
+  const auto path = (folder.path() / "trace.safetensors").string();
+  for (const std::string name : {"cache-half-steps-batch2", "cfg-interval4"}) {
+    const Case golden(name);
+    REQUIRE(
+        run(model(golden.request.at("model")) + request(name) + "--quiet --trace " + path).code ==
+        0);
+    const golden::models::SafetensorsFile trace{std::filesystem::path(path)};
+    Index compared = 0;
+    for (const auto& tensor : golden.expected.tensors()) {
+      const bool compares =
+          tensor.name.find("selected") != std::string::npos || tensor.name == "tokens_before_step";
+      if (!compares) continue;
+      INFO(name << " " << tensor.name);
+      REQUIRE(trace.find(tensor.name) != nullptr);
+      CHECK(trace.at(tensor.name).shape == tensor.shape);
+      CHECK(golden::integers(trace.at(tensor.name)) == golden::integers(tensor));
+      ++compared;
+    }
+    CHECK(compared >= 6);
+    CHECK(trace.at("step0.layer0.treatment").bytes.front() == std::byte{3});
+  }
+}
+
+TEST_CASE("dllm-generate: random numbers depend on the seed alone", "[programs]") {
+  const TemporaryFolder folder;
+  const auto out = (folder.path() / "out.json").string();
+  const auto tokens = [&](const std::string& options) {
+    REQUIRE(
+        run(model("llada-tiny") + request("uncached-blocks") + options + " --quiet --json " + out)
+            .code == 0);
+    return read_json(out).at("tokens");
+  };
+  const Json cold = tokens("");
+  const Json first = tokens("--temperature 1 --seed 5");
+  CHECK(first == tokens("--temperature 1 --seed 5 --threads 2"));
+  CHECK(first != tokens("--temperature 1 --seed 6"));
+  CHECK(first != cold);
+  CHECK(tokens("--remasking random --seed 5") == tokens("--remasking random --seed 5"));
+  CHECK(tokens("--remasking random --seed 5") != cold);
+}
+
+TEST_CASE("dllm-generate: a bad request ends with 2 and one line that names it", "[programs]") {
+  const TemporaryFolder folder;
+  struct Bad {
+    Json changes;
+    std::string named;
+  };
+  const Bad all[] = {
+      {{{"prompt_ids", "remove"}}, "prompt_ids"},
+      {{{"prompt_ids", Json::array()}}, "prompt_ids"},
+      {{{"prompt_ids", {1, 2}}}, "prompt_ids"},
+      {{{"prompt_ids", {{-1}}}}, "prompt_ids"},
+      {{{"prompt_ids", {{1.5}}}}, "prompt_ids"},
+      {{{"prompt_ids", {{96}}}}, "[0, 96)"},
+      {{{"prompt_ids", {{4294967296}}}}, "prompt_ids"},
+      {{{"gen_length", 0}}, "gen_length"},
+      {{{"gen_length", -8}}, "gen_length"},
+      {{{"gen_length", "32"}}, "gen_length"},
+      {{{"block_length", 5}}, "block_length"},
+      {{{"block_length", 64}}, "block_length"},
+      {{{"steps", 0}}, "steps"},
+      {{{"steps", 30}}, "steps"},
+      {{{"temperature", -1.0}}, "temperature"},
+      {{{"seed", -1}}, "seed"},
+      {{{"cfg_scale", -0.5}}, "guidance_scale"},
+      {{{"remasking", "high"}}, "remasking"},
+      {{{"cache", 7}}, "cache"},
+      {{{"cache", {{"transfer_ratio", 1.5}}}}, "ratio"},
+      {{{"cache", {{"prompt_interval_steps", 0}}}}, "prompt_interval"},
+      {{{"cache", {{"gen_interval_steps", -1}}}}, "response_interval"},
+      {{{"cache", {{"interval", 3}}}}, "interval"},
+      {{{"surprise", 1}}, "surprise"},
+  };
+  for (const Bad& bad : all) {
+    INFO(bad.changes.dump());
+    check_refusal(run(model("llada-tiny") + changed_request(folder, bad.changes)), 2, bad.named);
+  }
+}
+
+TEST_CASE("dllm-generate: ignored keys of a request are ignored", "[programs]") {
+  const TemporaryFolder folder;
+  const Json changes = {
+      {"margins", {{"logit", 1}}}, {"note", "hello"},      {"probe_steps", {1, 2}},
+      {"model", "another"},        {"forwards", 3},        {"rows_per_forward", {1}},
+      {"block_length", "remove"},  {"remasking", "remove"}};
+  CHECK(run(model("llada-tiny") + changed_request(folder, changes) + "--quiet").code == 0);
+}
+
+TEST_CASE("dllm-generate: a bad option ends with 2 and one line", "[programs]") {
+  const std::string good = model("llada-tiny") + request("uncached-blocks");
+  check_refusal(run(good + "--ratio 2"), 2, "ratio");
+  check_refusal(run(good + "--ratio nan"), 2, "ratio");
+  check_refusal(run(good + "--threads 0"), 2, "threads");
+  check_refusal(run(good + "--no-cache --ratio 0.5"), 2, "excludes");
+  check_refusal(run(good + "--frobnicate"), 2, "frobnicate");
+  check_refusal(run(model("llada-tiny")), 2, "--request");
+  check_refusal(run(request("uncached-blocks")), 2, "--model");
+  check_refusal(run(model("llada-tiny") + "--prompt hello"), 2, "vocab.txt");
+}
+
+TEST_CASE("dllm-generate: a file that cannot be used ends with 1 and one line", "[programs]") {
+  const TemporaryFolder folder;
+  const std::string good = model("llada-tiny") + request("uncached-blocks");
+  check_refusal(run(model("llada-tiny") + "--request /nonexistent.json"), 1, "nonexistent");
+  check_refusal(run("--model /nonexistent " + request("uncached-blocks")), 1, "nonexistent");
+  check_refusal(run(good + "--quiet --json /nonexistent/out.json"), 1, "nonexistent");
+  check_refusal(run(good + "--quiet --trace /nonexistent/out.safetensors"), 1, "nonexistent");
+  std::filesystem::copy(golden::folder() / "models" / "llada-tiny", folder.path() / "cut");
+  const auto weights = folder.path() / "cut" / "model.safetensors";
+  std::filesystem::resize_file(weights, std::filesystem::file_size(weights) - 8);
+  check_refusal(
+      run("--model " + (folder.path() / "cut").string() + " " + request("uncached-blocks")), 1,
+      "model.safetensors");
+  const auto text = folder.path() / "not.json";
+  std::ofstream(text) << "this is no JSON";
+  check_refusal(run(model("llada-tiny") + "--request " + text.string()), 2, "not JSON");
+}
+
+TEST_CASE("dllm-generate: a text prompt is answered as text, unknown characters are named",
+          "[programs]") {
+  const std::string records = "--model " DLLM_RECORDS "/model ";
+  const Outcome outcome =
+      run(records + "--prompt-file " DLLM_RECORDS "/prompt.txt --gen-length 192 --block-length 32");
+  CHECK(outcome.code == 0);
+  CHECK(outcome.output.find("qxns,821725,gffj\n") != std::string::npos);
+  check_refusal(run(records + "--prompt 'na\xC3\xAFve'"), 2, "\xC3\xAF");
+}
+
+TEST_CASE("dllm-generate: help explains every option and ends with 0", "[programs]") {
+  const Outcome outcome = run("--help");
+  CHECK(outcome.code == 0);
+  for (const char* option : {"--model", "--request", "--json", "--trace", "--ratio", "--no-cache",
+                             "--prompt-interval", "--seed", "--threads"})
+    CHECK(outcome.output.find(option) != std::string::npos);
+}
