@@ -47,7 +47,7 @@ void print_columns(const std::string& left, const std::string& right) {
 
 GenerationResult run_once(models::TransformerRunner& runner, Request request, const char* policy,
                           const char* words) {
-  request.settings.policy = policy;
+  request.settings.caching.policy = policy;
   Progress progress(true);
   const Index steps = planned_steps(request);
   return generate(runner, request, nullptr, [&](const dllm_cache::StepReport& report) {
@@ -115,11 +115,12 @@ int main(int argc, char** argv) {
   CLI::App app("Answers one prompt without and with the cache and compares answers and cost.",
                "dllm-demo");
   Options options;
-  options.settings.block_length = 32;
+  options.settings.decoding.block_length = 32;
   app.add_option("--model", options.model, "Checkpoint folder with a vocab.txt")->required();
   app.add_option("--prompt-file", options.prompt_file, "The prompt as text")->required();
-  app.add_option("--gen-length", options.settings.gen_length, "Tokens to generate (default 128)");
-  app.add_option("--block-length", options.settings.block_length, "Tokens a block")
+  app.add_option("--gen-length", options.settings.decoding.gen_length,
+                 "Tokens to generate (default 128)");
+  app.add_option("--block-length", options.settings.decoding.block_length, "Tokens a block")
       ->default_str("32");
   app.add_option("--threads", options.threads, "Threads to compute with")
       ->capture_default_str()

@@ -3,6 +3,7 @@
 #include <CLI/CLI.hpp>
 #include <fstream>
 #include <iostream>
+#include <map>
 #include <nlohmann/json.hpp>
 #include <sstream>
 
@@ -31,12 +32,83 @@ struct Options {
   Settings settings;
 };
 
+void declare_decoding(CLI::App& app, DecodingSettings& s) {
+  const auto option = [&](const char* name, auto& field, const char* help) {
+    return app.add_option(name, field, help)->group("Decoding");
+  };
+  option("--gen-length", s.gen_length, "Tokens to generate (default 128)");
+  option("--block-length", s.block_length,
+         "Tokens a block, decoded block after block (default: gen-length)");
+  option("--steps", s.steps, "Denoising steps in all, for counted schedules (default: gen-length)");
+  option("--temperature", s.temperature,
+         "Randomness of tokens: Gumbel noise for LLaDA, categorical for Dream (default 0: none)");
+  option("--top-p", s.top_p, "Dream: draw among the likeliest tokens of this share (default 1)");
+  option("--top-k", s.top_k, "Dream: draw among this many tokens (default 0: all)");
+  option("--seed", s.seed, "Seed of all random numbers (default 0)");
+  option("--remasking", s.remasking,
+         "LLaDA: which tokens are committed first, low_confidence (default) or random");
+  option("--alg", s.alg,
+         "Dream's algorithm: origin, maskgit_plus, topk_margin or entropy (its default here)");
+  option("--eps", s.eps, "Dream: last time of the schedule (default 0.001)");
+  option("--alg-temp", s.alg_temp, "Randomness of the order of commits (default 0: none)");
+  auto* threshold =
+      option("--threshold", s.threshold,
+             "Parallel decoding: commit every token at least this sure, and the best");
+  auto* factor = option("--factor", s.factor,
+                        "Parallel decoding: the largest n with (n + 1) (1 - confidence) < factor");
+  auto* bound = option("--entropy-bound", s.entropy_bound,
+                       "Parallel decoding: tokens whose entropies add up to this at most (nats)");
+  auto* fixed = option("--tokens-per-step", s.tokens_per_step, "Commit this many tokens a step");
+  threshold->excludes(factor)->excludes(bound)->excludes(fixed);
+  factor->excludes(bound)->excludes(fixed);
+  bound->excludes(fixed);
+  option("--cfg-scale", s.guidance_scale, "Strength of classifier-free guidance (default 0: none)");
+  option("--guidance-interval", s.guidance_interval,
+         "Steps between refreshes of the guidance residual (default 1)");
+  app.add_flag_function(
+         "--early-stop", [&s](std::int64_t) { s.early_stop = true; },
+         "End when a finished block holds end-of-text (default: off)")
+      ->group("Decoding");
+}
+
+void declare_caching(CLI::App& app, Options& options) {
+  PolicySettings& s = options.settings.caching;
+  auto* policy = app.add_option("--policy", s.policy,
+                                "Cache policy (default dllm-cache); list describes them all")
+                     ->group("Cache");
+  app.add_flag("--no-cache", options.no_cache, "The same as --policy none")
+      ->group("Cache")
+      ->excludes(policy);
+  const auto interval = CLI::Transformer(
+      std::map<std::string, std::string>{{"never", std::to_string(dllm_cache::never)}});
+  const auto option = [&](const char* name, auto& field, const char* help) {
+    return app.add_option(name, field, help)->group("Cache");
+  };
+  option("--prompt-interval", s.prompt_interval,
+         "dllm-cache: steps between prompt refreshes, K_p (default 100; or never)")
+      ->transform(interval);
+  option("--response-interval", s.response_interval,
+         "dllm-cache: steps between response refreshes, K_r (default 7; or never)")
+      ->transform(interval);
+  option("--ratio", s.ratio,
+         "dllm-cache: share of response rows recomputed in between (default 0.25; 0: none)");
+  option("--refresh-first-layer", s.refresh_first_layer,
+         "dllm-cache: recompute all flowing rows in layer 0 (default true)");
+  option("--refresh-interval", s.refresh_interval,
+         "dkv, vicinity, changed-rows: steps between full forwards (default 4, never, never)")
+      ->transform(interval);
+  option("--prefix-look", s.prefix_look, "vicinity: rows before the block (default 16)");
+  option("--after-look", s.after_look, "vicinity: rows after the block (default 16)");
+  option("--warmup-steps", s.warmup_steps, "vicinity: full forwards at the start (default 4)");
+  option("--keep-active", s.keep_active,
+         "changed-rows: steps for which a changed row goes on flowing (default 0)");
+}
+
 void declare(CLI::App& app, Options& options) {
   app.set_version_flag("--version", std::string(dllm_cache::version));
   app.add_option("--model", options.model,
                  "Checkpoint folder: config.json and model.safetensors, or its shards with their "
-                 "index")
-      ->required();
+                 "index (required)");
   auto* request =
       app.add_option("--request", options.request,
                      "JSON file with prompt_ids (a list of prompts of any lengths) and, "
@@ -59,57 +131,27 @@ void declare(CLI::App& app, Options& options) {
       ->check(CLI::Range(1, 4096));
   app.add_flag("--quiet", options.quiet, "No progress bar and no summary");
 
-  Settings& s = options.settings;
-  const char* decoding = "Decoding";
-  app.add_option("--gen-length", s.gen_length, "Tokens to generate (default 128)")->group(decoding);
-  app.add_option("--block-length", s.block_length,
-                 "Tokens a block, decoded block after block (default: gen-length)")
-      ->group(decoding);
-  app.add_option("--steps", s.steps, "Denoising steps in all (default: gen-length)")
-      ->group(decoding);
-  app.add_option("--temperature", s.temperature, "Gumbel noise on the logits (default 0: none)")
-      ->group(decoding);
-  app.add_option("--seed", s.seed, "Seed of all random numbers (default 0)")->group(decoding);
-  app.add_option("--remasking", s.remasking,
-                 "Which tokens are committed first: low_confidence (default) or random")
-      ->group(decoding);
-  app.add_option("--cfg-scale", s.guidance_scale,
-                 "Strength of classifier-free guidance (default 0: none)")
-      ->group(decoding);
-  app.add_option("--guidance-interval", s.guidance_interval,
-                 "Steps between refreshes of the guidance residual (default 1)")
-      ->group(decoding);
-  app.add_flag_function(
-         "--early-stop", [&s](std::int64_t) { s.early_stop = true; },
-         "End when a finished block holds end-of-text (default: off)")
-      ->group(decoding);
-
-  const char* caching = "Cache";
-  auto* no_cache =
-      app.add_flag("--no-cache", options.no_cache, "Recompute everything at every step")
-          ->group(caching);
-  const auto cache_option = [&](const char* name, auto& field, const char* help) {
-    app.add_option(name, field, help)->group(caching)->excludes(no_cache);
-  };
-  cache_option("--prompt-interval", s.prompt_interval,
-               "Steps between prompt refreshes, K_p (default 100)");
-  cache_option("--response-interval", s.response_interval,
-               "Steps between response refreshes, K_r (default 7)");
-  cache_option("--ratio", s.ratio,
-               "Share of response rows recomputed in between (default 0.25; 0: none)");
-  cache_option("--refresh-first-layer", s.refresh_first_layer,
-               "Recompute all flowing rows in layer 0 (default true)");
+  declare_decoding(app, options.settings.decoding);
+  declare_caching(app, options);
 }
 
-/// What the options say of the policy: naming a cache setting turns the cache on.
+/// What the options say of the policy: naming a setting of dllm-cache turns it on.
 Settings option_settings(const Options& options) {
   Settings settings = options.settings;
+  PolicySettings& caching = settings.caching;
   if (options.no_cache)
-    settings.policy = "none";
-  else if (settings.prompt_interval || settings.response_interval || settings.ratio ||
-           settings.refresh_first_layer)
-    settings.policy = "dllm-cache";
+    caching.policy = "none";
+  else if (!caching.policy && (caching.prompt_interval || caching.response_interval ||
+                               caching.ratio || caching.refresh_first_layer))
+    caching.policy = "dllm-cache";
   return settings;
+}
+
+void list_policies() {
+  for (const PolicyEntry& entry : policies()) {
+    std::cout << entry.name << "\n    " << entry.description << '\n';
+    for (const std::string& option : entry.options) std::cout << "    --" << option << '\n';
+  }
 }
 
 std::string prompt_text(const Options& options) {
@@ -158,13 +200,21 @@ void print_answers(const GenerationResult& result, const Vocabulary* vocabulary,
 }
 
 int run(const Options& options) {
+  if (options.settings.caching.policy == "list") {
+    list_policies();
+    return 0;
+  }
+  if (options.model.empty()) throw BadRequest("--model is required");
   if (options.request.empty() && options.prompt.empty() && options.prompt_file.empty())
     throw BadRequest("one of --request, --prompt and --prompt-file must be given");
   Request request;
   if (!options.request.empty()) request = read_request(options.request);
   request.settings = merge(option_settings(options), request.settings);
+  check_policy_options(options.settings.caching,
+                       request.settings.caching.policy.value_or("dllm-cache"));
   const Index steps = planned_steps(request);
-  static_cast<void>(make_policy(request.settings));  // refuse before a large model is opened
+  static_cast<void>(
+      make_policy(request.settings.caching));  // refuse before a large model is opened
 
   const auto model = models::load_model(options.model);
   std::optional<Vocabulary> vocabulary;
@@ -204,7 +254,8 @@ int run(const Options& options) {
 
 int main(int argc, char** argv) {
   CLI::App app(
-      "Generates text with a masked diffusion language model (LLaDA), with a feature cache.\n"
+      "Generates text with a masked diffusion language model (LLaDA, Dream), with a feature "
+      "cache.\n"
       "Exit codes: 0 done, 1 a file cannot be used, 2 a bad option or request.",
       "dllm-generate");
   Options options;

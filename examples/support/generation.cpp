@@ -47,15 +47,17 @@ void watch(Loop& loop, Trace& trace) {
 }  // namespace
 
 Index planned_steps(const Request& request) {
-  const dllm_cache::DecodingOptions options = decoding_options(request.settings);
-  return options.steps == 0 ? options.response : options.steps;
+  const dllm_cache::DecodingOptions options = decoding_options(request.settings.decoding, false);
+  return options.steps == 0 || !dllm_cache::is_counted(options.commit) ? options.response
+                                                                       : options.steps;
 }
 
 GenerationResult generate(TransformerRunner& runner, const Request& request, Trace* trace,
                           const OnStep& on_step) {
   check_tokens(request, runner);
-  dllm_cache::DecodingOptions options = decoding_options(request.settings);
-  const dllm_cache::AnyPolicy policy = make_policy(request.settings);
+  dllm_cache::DecodingOptions options =
+      decoding_options(request.settings.decoding, runner.prediction_shift() > 0);
+  const dllm_cache::AnyPolicy policy = make_policy(request.settings.caching);
   Loop loop(runner);
   for (const auto& prompt : request.prompts) {
     loop.add(prompt, options, policy);

@@ -33,7 +33,7 @@ using OnStep = std::function<bool(const dllm_cache::StepReport&)>;
                                         const Request& request, Trace* trace,
                                         const OnStep& on_step);
 
-/// Steps that the longest sequence of a request will take, for progress bars.
+/// Steps that the longest sequence of a request takes at most, for progress bars.
 [[nodiscard]] Index planned_steps(const Request& request);
 
 }  // namespace programs

@@ -109,12 +109,13 @@ void read_cache(const Json& cache, const std::string& where, Settings& settings)
                                                      "transfer_ratio", "cfg_interval_steps",
                                                      "always_refresh_layer_0"};
   reader.refuse_others(known);
-  settings.policy = "dllm-cache";
-  reader.read("prompt_interval_steps", settings.prompt_interval);
-  reader.read("gen_interval_steps", settings.response_interval);
-  reader.read("transfer_ratio", settings.ratio);
-  reader.read("cfg_interval_steps", settings.guidance_interval);
-  reader.read("always_refresh_layer_0", settings.refresh_first_layer);
+  PolicySettings& caching = settings.caching;
+  caching.policy = "dllm-cache";
+  reader.read("prompt_interval_steps", caching.prompt_interval);
+  reader.read("gen_interval_steps", caching.response_interval);
+  reader.read("transfer_ratio", caching.ratio);
+  reader.read("cfg_interval_steps", settings.decoding.guidance_interval);
+  reader.read("always_refresh_layer_0", caching.refresh_first_layer);
 }
 
 }  // namespace
@@ -132,30 +133,57 @@ Request parse_request(const std::string& text, const std::string& name) {
   if (json.is_discarded()) throw BadRequest(name + ": not JSON");
   if (!json.is_object()) throw BadRequest(name + ": a request must be a JSON object");
 
-  constexpr std::array<std::string_view, 15> known = {
-      "prompt_ids", "gen_length",  "block_length", "steps",    "temperature",
-      "seed",       "cfg_scale",   "remasking",    "cache",    "margins",
-      "note",       "probe_steps", "model",        "forwards", "rows_per_forward"};
+  constexpr std::array<std::string_view, 27> known = {"prompt_ids",    "gen_length",
+                                                      "block_length",  "steps",
+                                                      "temperature",   "seed",
+                                                      "cfg_scale",     "remasking",
+                                                      "cache",         "alg",
+                                                      "eps",           "alg_temp",
+                                                      "top_p",         "top_k",
+                                                      "threshold",     "factor",
+                                                      "cache_kind",    "refresh_interval",
+                                                      "margins",       "note",
+                                                      "probe_steps",   "model",
+                                                      "forwards",      "rows_per_forward",
+                                                      "entropy_bound", "tokens_per_step",
+                                                      "early_stop"};
   const Reader reader(json, name);
   reader.refuse_others(known);
   Request request;
   request.prompts = read_prompts(reader);
-  Settings& settings = request.settings;
-  reader.read("gen_length", settings.gen_length);
-  reader.read("block_length", settings.block_length);
-  reader.read("steps", settings.steps);
-  reader.read("temperature", settings.temperature);
-  reader.read("seed", settings.seed);
-  reader.read("cfg_scale", settings.guidance_scale);
-  reader.read("remasking", settings.remasking);
+  DecodingSettings& decoding = request.settings.decoding;
+  reader.read("gen_length", decoding.gen_length);
+  reader.read("block_length", decoding.block_length);
+  reader.read("steps", decoding.steps);
+  reader.read("temperature", decoding.temperature);
+  reader.read("top_p", decoding.top_p);
+  reader.read("top_k", decoding.top_k);
+  reader.read("seed", decoding.seed);
+  reader.read("cfg_scale", decoding.guidance_scale);
+  reader.read("remasking", decoding.remasking);
+  reader.read("alg", decoding.alg);
+  reader.read("eps", decoding.eps);
+  reader.read("alg_temp", decoding.alg_temp);
+  reader.read("threshold", decoding.threshold);
+  reader.read("factor", decoding.factor);
+  reader.read("entropy_bound", decoding.entropy_bound);
+  reader.read("tokens_per_step", decoding.tokens_per_step);
+  reader.read("early_stop", decoding.early_stop);
+  PolicySettings& caching = request.settings.caching;
   if (const auto cache = json.find("cache"); cache != json.end()) {
     if (cache->is_null())
-      settings.policy = "none";
+      caching.policy = "none";
     else if (cache->is_object())
-      read_cache(*cache, name, settings);
+      read_cache(*cache, name, request.settings);
     else
       reader.refuse("cache", "null or an object", *cache);
   }
+  std::optional<std::string> kind;
+  reader.read("cache_kind", kind);
+  if (kind && json.contains("cache") && json.at("cache").is_object() && *kind != "dllm-cache")
+    reader.refuse("cache_kind", "dllm-cache or absent beside cache", json.at("cache_kind"));
+  if (kind) caching.policy = kind;
+  reader.read("refresh_interval", caching.refresh_interval);
   return request;
 }
 

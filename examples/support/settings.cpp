@@ -1,34 +1,77 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "support/settings.hpp"
 
-#include "dllm_cache/policies/dllm_cache.hpp"
+#include <algorithm>
+
 #include "support/errors.hpp"
 
 namespace programs {
 
+namespace d = dllm_cache;
+
+namespace {
+
+template <class Group, class... Fields>
+void fill(Group& stronger, const Group& weaker, Fields... fields) {
+  const auto one = [&](auto field) {
+    if (!(stronger.*field)) stronger.*field = weaker.*field;
+  };
+  (one(fields), ...);
+}
+
+bool has_rule(const DecodingSettings& s) {
+  return s.threshold || s.factor || s.entropy_bound || s.tokens_per_step;
+}
+
+void require_positive(const char* key, const std::optional<Index>& value) {
+  // The library reads 0 as "not given"; somebody who writes 0 means something else.
+  if (value && *value < 1)
+    throw BadRequest(std::string(key) + " must be at least 1, got " + std::to_string(*value));
+}
+
+/// Dream's algorithms: how sure a row is, and which schedule goes with it.
+void set_algorithm(d::DecodingOptions& options, const std::string& alg, double eps) {
+  options.sampling = d::Sampling::Categorical;
+  options.commit = d::TimestepCommit{eps};
+  if (alg == "maskgit_plus") {
+    options.confidence = d::Confidence::Probability;
+  } else if (alg == "topk_margin") {
+    options.confidence = d::Confidence::Margin;
+  } else if (alg == "entropy") {
+    options.confidence = d::Confidence::NegativeEntropy;
+  } else if (alg == "origin") {
+    options.confidence = d::Confidence::Random;
+    options.commit = d::BernoulliCommit{eps};
+  } else {
+    throw BadRequest("alg must be origin, maskgit_plus, topk_margin or entropy, got \"" + alg +
+                     "\"");
+  }
+}
+
+}  // namespace
+
 Settings merge(const Settings& stronger, const Settings& weaker) {
   Settings merged = stronger;
-  const auto fill = [&](auto... fields) {
-    (((merged.*fields).has_value() ? void() : void(merged.*fields = weaker.*fields)), ...);
-  };
-  fill(&Settings::gen_length, &Settings::block_length, &Settings::steps, &Settings::temperature,
-       &Settings::seed, &Settings::guidance_scale, &Settings::guidance_interval,
-       &Settings::remasking, &Settings::early_stop, &Settings::policy, &Settings::prompt_interval,
-       &Settings::response_interval, &Settings::ratio, &Settings::refresh_first_layer);
+  DecodingSettings& s = merged.decoding;
+  using D = DecodingSettings;
+  if (!has_rule(s))
+    fill(s, weaker.decoding, &D::threshold, &D::factor, &D::entropy_bound, &D::tokens_per_step);
+  fill(s, weaker.decoding, &D::gen_length, &D::block_length, &D::steps, &D::temperature, &D::top_p,
+       &D::top_k, &D::seed, &D::guidance_scale, &D::guidance_interval, &D::remasking, &D::alg,
+       &D::eps, &D::alg_temp, &D::early_stop);
+  using P = PolicySettings;
+  fill(merged.caching, weaker.caching, &P::policy, &P::prompt_interval, &P::response_interval,
+       &P::ratio, &P::refresh_first_layer, &P::refresh_interval, &P::prefix_look, &P::after_look,
+       &P::warmup_steps, &P::keep_active);
   return merged;
 }
 
-dllm_cache::DecodingOptions decoding_options(const Settings& settings) {
-  dllm_cache::DecodingOptions options;
+d::DecodingOptions decoding_options(const DecodingSettings& settings, bool dream) {
+  d::DecodingOptions options;
+  require_positive("gen_length", settings.gen_length);
+  require_positive("block_length", settings.block_length);
+  require_positive("steps", settings.steps);
   options.response = settings.gen_length.value_or(options.response);
-  const auto positive = [](const char* key, const std::optional<Index>& value) {
-    if (value && *value < 1)
-      throw BadRequest(std::string(key) + " must be at least 1, got " + std::to_string(*value));
-  };
-  // The library reads 0 as "not given"; somebody who writes 0 means something else.
-  positive("gen_length", settings.gen_length);
-  positive("block_length", settings.block_length);
-  positive("steps", settings.steps);
   options.block_length = settings.block_length.value_or(0);
   options.steps = settings.steps.value_or(0);
   options.temperature = settings.temperature.value_or(0.0);
@@ -36,26 +79,30 @@ dllm_cache::DecodingOptions decoding_options(const Settings& settings) {
   options.guidance_scale = settings.guidance_scale.value_or(0.0);
   options.guidance_interval = settings.guidance_interval.value_or(1);
   options.early_stop = settings.early_stop.value_or(false);
+
   const std::string remasking = settings.remasking.value_or("low_confidence");
   if (remasking == "random")
-    options.remasking = dllm_cache::Remasking::Random;
+    options.confidence = d::Confidence::Random;
   else if (remasking != "low_confidence")
     throw BadRequest("remasking must be low_confidence or random, got \"" + remasking + "\"");
-  return options;
-}
+  if (settings.alg || dream)
+    set_algorithm(options, settings.alg.value_or("entropy"), settings.eps.value_or(1e-3));
+  else if (settings.eps)
+    throw BadRequest("eps belongs to alg, which is not given");
+  options.top_p = settings.top_p.value_or(1.0);
+  options.top_k = settings.top_k.value_or(0);
+  options.order_temperature = settings.alg_temp.value_or(0.0);
 
-dllm_cache::AnyPolicy make_policy(const Settings& settings) {
-  const std::string name = settings.policy.value_or("dllm-cache");
-  if (name == "none") return dllm_cache::NoCache{};
-  if (name == "dllm-cache") {
-    dllm_cache::DllmCachePolicy policy;
-    policy.prompt_interval = settings.prompt_interval.value_or(policy.prompt_interval);
-    policy.response_interval = settings.response_interval.value_or(policy.response_interval);
-    policy.ratio = settings.ratio.value_or(policy.ratio);
-    policy.refresh_first_layer = settings.refresh_first_layer.value_or(policy.refresh_first_layer);
-    return policy;
-  }
-  throw BadRequest("policy must be none or dllm-cache, got \"" + name + "\"");
+  const int rules = settings.threshold.has_value() + settings.factor.has_value() +
+                    settings.entropy_bound.has_value() + settings.tokens_per_step.has_value();
+  if (rules > 1)
+    throw BadRequest(
+        "at most one of threshold, factor, entropy_bound and tokens_per_step may be given");
+  if (settings.threshold) options.commit = d::ThresholdCommit{*settings.threshold};
+  if (settings.factor) options.commit = d::FactorCommit{*settings.factor};
+  if (settings.entropy_bound) options.commit = d::EntropyBoundCommit{*settings.entropy_bound};
+  if (settings.tokens_per_step) options.commit = d::FixedCommit{*settings.tokens_per_step};
+  return options;
 }
 
 }  // namespace programs

@@ -79,6 +79,8 @@ struct StepInput {
   std::span<const std::uint8_t> masked = {};   ///< 1: the row's token is still the mask.
   std::span<const std::uint8_t> changed = {};  ///< 1: token changed since the last committed step.
   std::span<const float> confidence = {};      ///< Last known confidence of a row's prediction.
+  /// Committed steps since the row's token last changed, 0 where `changed`; 65535: longer, or never.
+  std::span<const std::uint16_t> unchanged_steps = {};
 };
 
 /// What a policy sees: the caller's knowledge, the shape and the cache's own counters.

@@ -20,6 +20,7 @@ struct PolicyTraits {
   bool needs_masked = false;      ///< Wants StepInput::masked.
   bool needs_changed = false;     ///< Wants StepInput::changed.
   bool needs_confidence = false;  ///< Wants StepInput::confidence.
+  bool needs_unchanged_steps = false;  ///< Wants StepInput::unchanged_steps.
 };
 
 /// Part of CachePolicy: write `PolicyTraits traits(const SequenceShape& shape) const`.

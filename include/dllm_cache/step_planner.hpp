@@ -132,6 +132,7 @@ class StepPlanner {
     check_span("masked", input.masked.size(), m_traits.needs_masked);
     check_span("changed", input.changed.size(), m_traits.needs_changed);
     check_span("confidence", input.confidence.size(), m_traits.needs_confidence);
+    check_span("unchanged_steps", input.unchanged_steps.size(), m_traits.needs_unchanged_steps);
   }
 
   void check_span(const char* field, std::size_t size, bool needed) const {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <concepts>
 #include <span>
 #include <variant>
 
@@ -14,11 +15,23 @@ struct BlockProgress {
   Index step = 0;          ///< Steps done in this block.
   Index steps = 1;         ///< Steps planned for this block.
   Index first_masked = 0;  ///< Masked rows of the block when it began.
+  Index masked = 0;        ///< Rows that may be committed now: masked, before the block's end.
+};
+
+/// Decides how many predictions a step commits, surest first: a copyable value with
+/// `Index count(std::span<const Prediction> ordered, const BlockProgress& block) const`.
+///
+/// `counted` says when a block ends: true, after its planned steps whatever happened; false, when
+/// nothing in it is masked any more (the rule then commits one row at least).
+template <class R>
+concept CommitsPredictions = std::copyable<R> &&
+    requires(const R& rule, std::span<const Prediction> ordered, const BlockProgress& block) {
+  { rule.count(ordered, block) } -> std::same_as<Index>;
+  { R::counted } -> std::convertible_to<bool>;
 };
 
 /// LLaDA's counted schedule: the block's masked rows are spread evenly over its steps, the
-/// remainder over the first ones (`get_num_transfer_tokens`). The block takes all its steps,
-/// whatever happens.
+/// remainder over the first ones. Source: `get_num_transfer_tokens` of LLaDA.
 struct CountedCommit {
   static constexpr bool counted = true;
   [[nodiscard]] Index count(std::span<const Prediction>, const BlockProgress& block) const {
@@ -27,26 +40,148 @@ struct CountedCommit {
   }
 };
 
-/// How many of the ordered predictions a step commits; `counted` rules end a block by their steps,
-/// the others when nothing in it is masked any more.
-using CommitRule = std::variant<CountedCommit>;
+namespace detail {
+
+/// Time `index` of Dream's schedule: torch.linspace(1, epsilon, steps + 1) in float32, to the bit
+/// (it counts up from the start in its first half and down from the end in the second).
+[[nodiscard]] inline float dream_time(Index index, Index steps, double epsilon) {
+  const auto end = static_cast<float>(epsilon);
+  const float stride = (end - 1.0F) / static_cast<float>(steps);
+  return index < (steps + 1) / 2 ? 1.0F + stride * static_cast<float>(index)
+                                 : end - stride * static_cast<float>(steps - index);
+}
+
+/// Share of the masked rows that Dream's schedule unmasks in a step; all of them in the last.
+[[nodiscard]] inline float dream_share(const BlockProgress& block, double epsilon) {
+  if (block.step + 1 >= block.steps) return 1.0F;
+  return 1.0F - dream_time(block.step + 1, block.steps, epsilon) /
+                    dream_time(block.step, block.steps, epsilon);
+}
+
+}  // namespace detail
+
+/// Dream's schedule of times from 1 to `epsilon`: a step commits trunc(masked * (1 - s / t)) rows,
+/// the last one all. Source: Dream's `diffusion_generate` (in float32), algorithms maskgit_plus,
+/// topk_margin and entropy.
+struct TimestepCommit {
+  static constexpr bool counted = true;
+  double epsilon = 1e-3;  ///< Last time, in (0, 1); `eps`.
+  [[nodiscard]] Index count(std::span<const Prediction>, const BlockProgress& block) const {
+    return static_cast<Index>(static_cast<float>(block.masked) *
+                              detail::dream_share(block, epsilon));
+  }
+};
+
+/// Dream's algorithm `origin`: each masked row is committed with probability 1 - s / t, the last
+/// step takes all. Wants Confidence::Random, uniform in (0, 1).
+struct BernoulliCommit {
+  static constexpr bool counted = true;
+  double epsilon = 1e-3;  ///< Last time, in (0, 1); `eps`.
+  [[nodiscard]] Index count(std::span<const Prediction> ordered, const BlockProgress& block) const {
+    const double least = 1.0 - static_cast<double>(detail::dream_share(block, epsilon));
+    return std::count_if(ordered.begin(), ordered.end(),
+                         [&](const Prediction& one) { return one.confidence > least; });
+  }
+};
+
+/// Fast-dLLM's parallel decoding: the surest row always, every other one unless its confidence is
+/// below the threshold. Source: arXiv 2505.22618; `get_transfer_index` in NVlabs/Fast-dLLM at
+/// 24cc59e, `threshold` (default 0.9).
+struct ThresholdCommit {
+  static constexpr bool counted = false;
+  double threshold = 0.9;  ///< In [0, 1].
+  [[nodiscard]] Index count(std::span<const Prediction> ordered, const BlockProgress&) const {
+    Index taken = 1;
+    while (taken < static_cast<Index>(ordered.size()) &&
+           !(ordered[static_cast<std::size_t>(taken)].confidence < threshold))
+      ++taken;
+    return taken;
+  }
+};
+
+/// Fast-dLLM's factor rule in the form of the paper: the largest n with (n + 1) (1 - c_n) < factor,
+/// one row at least. The repository at f6b35ec takes one row more when only the last candidate
+/// fails (`get_transfer_index_dynamic`); this rule does not.
+struct FactorCommit {
+  static constexpr bool counted = false;
+  double factor = 1.0;  ///< Above 0.
+  [[nodiscard]] Index count(std::span<const Prediction> ordered, const BlockProgress&) const {
+    Index taken = 0;
+    while (taken < static_cast<Index>(ordered.size()) &&
+           static_cast<double>(taken + 2) *
+                   (1.0 - ordered[static_cast<std::size_t>(taken)].confidence) <
+               factor)
+      ++taken;
+    return std::max<Index>(taken, 1);
+  }
+};
+
+/// Entropy-bounded unmasking: the longest run of surest rows whose entropies, the largest left out,
+/// add up to the bound at most. Source: EB-sampler (arXiv 2505.24857), as in Kamichanw/d2Cache at
+/// 72feb60 (src/generation/vanilla.py), `gamma` (0.001), without its mistake over batches.
+struct EntropyBoundCommit {
+  static constexpr bool counted = false;
+  double bound = 1e-3;  ///< In nats, at least 0.
+  [[nodiscard]] Index count(std::span<const Prediction> ordered, const BlockProgress&) const {
+    double sum = 0.0, largest = 0.0;
+    Index taken = 0;
+    for (const Prediction& one : ordered) {
+      sum += one.entropy;
+      largest = std::max(largest, one.entropy);
+      if (sum - largest > bound) break;
+      ++taken;
+    }
+    return std::max<Index>(taken, 1);
+  }
+};
+
+/// The same number of rows in every step until the block is done.
+struct FixedCommit {
+  static constexpr bool counted = false;
+  Index rows = 1;  ///< At least 1.
+  [[nodiscard]] Index count(std::span<const Prediction>, const BlockProgress&) const {
+    return rows;
+  }
+};
+
+/// Any of the rules above.
+using CommitRule = std::variant<CountedCommit, TimestepCommit, BernoulliCommit, ThresholdCommit,
+                                FactorCommit, EntropyBoundCommit, FixedCommit>;
 
 /// Whether blocks end after a fixed number of steps under this rule.
 [[nodiscard]] inline bool is_counted(const CommitRule& rule) {
-  return std::visit([](const auto& held) { return held.counted; }, rule);
+  return std::visit([]<CommitsPredictions R>(const R&) { return R::counted; }, rule);
 }
 
-/// Orders predictions by confidence, ties to the lower row, and returns how many of them, from the
-/// front, the rule commits (0 to all).
-[[nodiscard]] inline Index choose_commits(std::span<Prediction> predictions, const CommitRule& rule,
-                                          const BlockProgress& block) {
-  std::sort(predictions.begin(), predictions.end(), [](const Prediction& a, const Prediction& b) {
-    return a.confidence != b.confidence ? a.confidence > b.confidence : a.row < b.row;
-  });
-  const Index wanted = std::visit(
-      [&](const auto& held) { return held.count(std::span<const Prediction>(predictions), block); },
-      rule);
-  return std::clamp<Index>(wanted, 0, static_cast<Index>(predictions.size()));
+/// Refuses numbers outside their range; throws std::invalid_argument naming rule and field.
+inline void check_rule(const CommitRule& rule) {
+  const auto check = [](bool legal, const char* what, auto got) {
+    if (!legal) detail::refuse_argument(what, ", got ", got);
+  };
+  if (const auto* timed = std::get_if<TimestepCommit>(&rule))
+    check(timed->epsilon > 0.0 && timed->epsilon < 1.0, "TimestepCommit: epsilon must be in (0, 1)",
+          timed->epsilon);
+  if (const auto* origin = std::get_if<BernoulliCommit>(&rule))
+    check(origin->epsilon > 0.0 && origin->epsilon < 1.0,
+          "BernoulliCommit: epsilon must be in (0, 1)", origin->epsilon);
+  if (const auto* held = std::get_if<ThresholdCommit>(&rule))
+    check(held->threshold >= 0.0 && held->threshold <= 1.0,
+          "ThresholdCommit: threshold must be in [0, 1]", held->threshold);
+  if (const auto* held = std::get_if<FactorCommit>(&rule))
+    check(held->factor > 0.0, "FactorCommit: factor must be above 0", held->factor);
+  if (const auto* held = std::get_if<EntropyBoundCommit>(&rule))
+    check(held->bound >= 0.0, "EntropyBoundCommit: bound must be at least 0", held->bound);
+  if (const auto* held = std::get_if<FixedCommit>(&rule))
+    check(held->rows >= 1, "FixedCommit: rows must be at least 1", held->rows);
+}
+
+/// How many of the predictions, ordered surest first, the rule commits: 0 to all.
+[[nodiscard]] inline Index count_commits(std::span<const Prediction> ordered,
+                                         const CommitRule& rule, const BlockProgress& block) {
+  if (ordered.empty()) return 0;
+  const Index wanted =
+      std::visit([&](const auto& held) { return held.count(ordered, block); }, rule);
+  return std::clamp<Index>(wanted, 0, static_cast<Index>(ordered.size()));
 }
 
 }  // namespace dllm_cache

@@ -70,7 +70,7 @@ class DenoisingLoop {
       slot->guided.emplace(make_cache(prompt.size(), options, policy),
                            Guidance(options.guidance_scale, options.guidance_interval,
                                     options.response, m_model->vocabulary()),
-                           slot->changed.size());
+                           slot->state.tokens().size());
     m_slots.push_back(std::move(slot));
     return static_cast<Index>(m_slots.size()) - 1;
   }
@@ -141,13 +141,30 @@ class DenoisingLoop {
   }
 
  private:
+  // Which rows' tokens changed, as seen by one run of a sequence (see StepInput).
+  struct ChangeLog {
+    explicit ChangeLog(std::size_t rows) : changed(rows, 0), unchanged_steps(rows, oldest) {}
+    void mark(std::size_t row) {
+      changed[row] = 1;
+      unchanged_steps[row] = 0;
+    }
+    void step_done() {
+      std::fill(changed.begin(), changed.end(), std::uint8_t{0});
+      for (std::uint16_t& steps : unchanged_steps)
+        if (steps < oldest) ++steps;
+    }
+    static constexpr std::uint16_t oldest = 65535;
+    std::vector<std::uint8_t> changed;
+    std::vector<std::uint16_t> unchanged_steps;
+  };
+
   // The unconditional run of a guided sequence, with counters of its own.
   struct Guided {
     Guided(Cache features, Guidance residual, std::size_t rows)
-        : cache(std::move(features)), guidance(std::move(residual)), changed(rows, 0) {}
+        : cache(std::move(features)), guidance(std::move(residual)), changes(rows) {}
     Cache cache;
     Guidance guidance;
-    std::vector<std::uint8_t> changed;
+    ChangeLog changes;
     Rows block = {};
     Index block_step = 0;
   };
@@ -157,12 +174,12 @@ class DenoisingLoop {
         : id(number),
           state(std::move(sequence)),
           cache(std::move(features)),
-          changed(state.tokens().size(), 0) {}
+          changes(state.tokens().size()) {}
     [[nodiscard]] bool runs() const { return !stopped && !state.finished(); }
     Index id;
     SequenceState state;
     Cache cache;
-    std::vector<std::uint8_t> changed;  // since the last committed step
+    ChangeLog changes;
     std::optional<Guided> guided;
     Index head_rows = 0;
     bool stopped = false;
@@ -207,7 +224,8 @@ class DenoisingLoop {
       m_inputs.push_back({.block = state.block(),
                           .block_step = state.block_progress().step,
                           .masked = state.masked(),
-                          .changed = running.changed});
+                          .changed = running.changes.changed,
+                          .unchanged_steps = running.changes.unchanged_steps});
       if (!running.guided || !running.guided->guidance.due(state.step())) continue;
       Guided& guided = *running.guided;
       m_batch.push_back({id, true});
@@ -215,7 +233,8 @@ class DenoisingLoop {
       m_inputs.push_back({.block = state.block(),
                           .block_step = guided.block == state.block() ? guided.block_step : 0,
                           .masked = state.masked(),
-                          .changed = guided.changed});
+                          .changed = guided.changes.changed,
+                          .unchanged_steps = guided.changes.unchanged_steps});
     }
   }
 
@@ -246,8 +265,7 @@ class DenoisingLoop {
   }
 
   void count_forward(Slot& ran, bool unconditional) {
-    std::vector<std::uint8_t>& changed = unconditional ? ran.guided->changed : ran.changed;
-    std::fill(changed.begin(), changed.end(), std::uint8_t{0});
+    (unconditional ? ran.guided->changes : ran.changes).step_done();
     if (!unconditional) return;
     if (ran.guided->block != ran.state.block()) ran.guided->block_step = 0;
     ran.guided->block = ran.state.block();
@@ -311,8 +329,8 @@ class DenoisingLoop {
       }
       if (observer.on_logits) observer.on_logits(held.id, wanted.row, std::span<const float>(row));
       if (held.state.is_candidate(wanted.row))
-        held.state.predictions().push_back(predict(wanted.row, row, held.state.prediction_rule(),
-                                                   held.state.random_key(wanted.row)));
+        held.state.predictions().push_back(m_predictor.predict(
+            wanted.row, row, held.state.prediction_rule(), held.state.random_key(wanted.row)));
     }
   }
 
@@ -352,8 +370,8 @@ class DenoisingLoop {
       for (Index i = 0; i < report.committed; ++i) {
         const auto row =
             static_cast<std::size_t>(report.predictions[static_cast<std::size_t>(i)].row);
-        held.changed[row] = 1;
-        if (held.guided) held.guided->changed[row] = 1;
+        held.changes.mark(row);
+        if (held.guided) held.guided->changes.mark(row);
       }
       m_reports.push_back(report);
     }
@@ -378,6 +396,7 @@ class DenoisingLoop {
   std::vector<Wanted> m_wanted;
   std::vector<Index> m_places;
   std::vector<StepReport> m_reports;
+  Predictor m_predictor;
   MatrixView<float> m_x;
   detail::Buffer<float> m_hidden;
   detail::Buffer<float> m_gathered;

@@ -16,10 +16,16 @@ struct DecodingOptions {
   Index response = 128;      ///< Response rows, at least 1 (`gen_length`).
   Index block_length = 0;    ///< Divides `response`; 0: the whole response is one block.
   Index steps = 0;           ///< Steps in all, a multiple of the number of blocks; 0: one a row.
-  double temperature = 0.0;  ///< Gumbel noise, at least 0.
-  Remasking remasking = Remasking::LowConfidence;
+                             ///< Read by counted commit rules only.
+  double temperature = 0.0;  ///< At least 0; 0: the likeliest token.
+  Sampling sampling = Sampling::GumbelNoise;  ///< How temperature works; see PredictionRule.
+  double top_p = 1.0;                         ///< In (0, 1]; see PredictionRule.
+  Index top_k = 0;                            ///< At least 0; see PredictionRule.
+  Confidence confidence = Confidence::Probability;
   CommitRule commit = CountedCommit{};
-  double guidance_scale = 0.0;  ///< `cfg_scale`, at least 0; 0: no guidance.
+  double order_temperature = 0.0;  ///< At least 0: noise on the order in which rows are committed,
+                                   ///< for counted rules; Dream's `alg_temp`.
+  double guidance_scale = 0.0;     ///< `cfg_scale`, at least 0; 0: no guidance.
   Index guidance_interval = 1;  ///< Steps between refreshes of the guidance residual, at least 1.
   bool early_stop = false;      ///< A finished block with end-of-text ends the sequence.
   std::uint64_t seed = 0;
@@ -77,9 +83,14 @@ class SequenceState {
 
   /// How rows are predicted in this step.
   [[nodiscard]] PredictionRule prediction_rule() const {
-    return {m_options.temperature, m_options.remasking,
-            m_excludes_mask ? m_special.mask : no_token};
+    return {.sampling = m_options.sampling,
+            .confidence = m_options.confidence,
+            .temperature = m_options.temperature,
+            .top_p = m_options.top_p,
+            .top_k = m_options.top_k,
+            .excluded_token = m_excludes_mask ? m_special.mask : no_token};
   }
+  /// Names a row's random numbers in this step.
   [[nodiscard]] RandomKey random_key(Index row) const {
     return {m_options.seed, m_options.sequence, static_cast<std::uint64_t>(m_step),
             static_cast<std::uint64_t>(row - m_prompt)};
@@ -92,7 +103,9 @@ class SequenceState {
   /// Ends the step: commits the best predictions and moves on. Returns how many were committed;
   /// they are the first of predictions(), which stays as it is until the caller clears it.
   Index commit() {
-    const Index count = choose_commits(m_predictions, m_options.commit, m_progress);
+    order_predictions();
+    m_progress.masked = candidates();
+    const Index count = count_commits(m_predictions, m_options.commit, m_progress);
     Index found = 0;
     for (Index i = 0; i < count; ++i) {
       const Prediction& best = m_predictions[static_cast<std::size_t>(i)];
@@ -110,6 +123,26 @@ class SequenceState {
   }
 
  private:
+  // Surest first, ties to the lower row. With a temperature the order is drawn: the first n rows by
+  // confidence / temperature + Gumbel noise are n draws without replacement from its softmax.
+  void order_predictions() {
+    const double temperature = m_options.order_temperature;
+    const auto key = [&](const Prediction& one) {
+      if (temperature <= 0.0) return one.confidence;
+      return one.confidence / temperature +
+             RowRandom(random_key(one.row), RandomUse::Order).gumbel(0);
+    };
+    std::sort(m_predictions.begin(), m_predictions.end(),
+              [&](const Prediction& a, const Prediction& b) {
+                const double key_a = key(a), key_b = key(b);
+                return key_a != key_b ? key_a > key_b : a.row < b.row;
+              });
+  }
+
+  [[nodiscard]] Index candidates() const {
+    return std::count(m_masked.begin(), m_masked.begin() + block().end, 1);
+  }
+
   [[nodiscard]] Index blocks() const { return m_options.response / m_block_length; }
 
   void check_options() {
@@ -124,12 +157,24 @@ class SequenceState {
         (o.block_length > 0 && o.response % o.block_length != 0))
       refuse("block_length must divide response = ", o.response, ", got ", o.block_length);
     m_block_length = o.block_length == 0 ? o.response : o.block_length;
-    const Index steps = o.steps == 0 ? o.response : o.steps;
+    // Other rules end a block when it is done, however many steps that takes.
+    const Index steps = o.steps == 0 || !is_counted(o.commit) ? o.response : o.steps;
     if (steps < 1 || steps % blocks() != 0)
       refuse("steps must be a positive multiple of the number of blocks = ", blocks(), ", got ",
              o.steps);
     m_progress.steps = steps / blocks();
     if (!(o.temperature >= 0.0)) refuse("temperature must be at least 0, got ", o.temperature);
+    if (!(o.top_p > 0.0 && o.top_p <= 1.0)) refuse("top_p must be in (0, 1], got ", o.top_p);
+    if (o.top_k < 0) refuse("top_k must be at least 0, got ", o.top_k);
+    if (o.sampling != Sampling::Categorical && (o.top_p < 1.0 || o.top_k > 0))
+      refuse("top_p and top_k need Sampling::Categorical");
+    check_rule(o.commit);
+    if (std::holds_alternative<BernoulliCommit>(o.commit) && o.confidence != Confidence::Random)
+      refuse("commit BernoulliCommit needs Confidence::Random");
+    if (!(o.order_temperature >= 0.0))
+      refuse("order_temperature must be at least 0, got ", o.order_temperature);
+    if (o.order_temperature > 0.0 && !is_counted(o.commit))
+      refuse("order_temperature needs a counted commit rule");
     if (!(o.guidance_scale >= 0.0))
       refuse("guidance_scale must be at least 0, got ", o.guidance_scale);
     if (o.guidance_interval < 1)

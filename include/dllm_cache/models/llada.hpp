@@ -5,50 +5,10 @@
 #include <string>
 
 #include "dllm_cache/models/checkpoint.hpp"
+#include "dllm_cache/models/load_parts.hpp"
 #include "dllm_cache/models/transformer_model.hpp"
 
 namespace dllm_cache::models {
-
-namespace detail {
-
-/// Refuses a checkpoint whose `key` is there and true: a variant that these layers do not compute.
-inline void refuse_true(const CheckpointFolder& folder, const char* key) {
-  if (optional_config_bool(folder.config(), folder.config_path(), key).value_or(false))
-    refuse_config(folder.config_path(), key, "false or absent", &folder.config().at(key));
-}
-
-/// Refuses a checkpoint whose `key` is there and is not `expected`.
-inline void require_string(const CheckpointFolder& folder, const char* key,
-                           const std::string& expected) {
-  const auto value = optional_config_string(folder.config(), folder.config_path(), key);
-  if (value && *value != expected)
-    refuse_config(folder.config_path(), key, "\"" + expected + "\" or absent",
-                  &folder.config().at(key));
-}
-
-inline RmsNorm load_norm(const CheckpointFolder& folder, const std::string& name, Index width,
-                         bool bias, double epsilon) {
-  RmsNorm norm;
-  norm.weight = read_floats(folder.tensor(name + ".weight", {width}));
-  if (bias) norm.bias = read_floats(folder.tensor(name + ".bias", {width}));
-  norm.epsilon = static_cast<float>(epsilon);
-  return norm;
-}
-
-inline Linear load_linear(const CheckpointFolder& folder, const std::string& name, Index outputs,
-                          Index inputs, bool bias) {
-  const Tensor& weight = folder.tensor(name + ".weight", {outputs, inputs});
-  return bias ? Linear(weight, &folder.tensor(name + ".bias", {outputs})) : Linear(weight, nullptr);
-}
-
-/// The head: a tensor of its own, or the embedding when the two are tied.
-inline Linear load_head(const CheckpointFolder& folder, const std::string& name,
-                        const TransformerModel& model, bool tied, bool bias) {
-  if (tied) return Linear(model.embedding, nullptr);
-  return load_linear(folder, name, model.config.vocabulary, model.config.width, bias);
-}
-
-}  // namespace detail
 
 /// Reads a LLaDA checkpoint (LLaDA-8B-Base/Instruct, LLaDA-1.5 and their kin): config keys and
 /// tensor names of `LLaDAModelLM` (GSAI-ML). Weights stay mapped; norms and biases are read.
@@ -77,10 +37,7 @@ inline Linear load_head(const CheckpointFolder& folder, const std::string& name,
   config.heads.kv_heads =
       static_cast<Index>(optional_config_integer(json, file, "n_kv_heads", 1, config.heads.heads)
                              .value_or(multi_query ? 1 : config.heads.heads));
-  if (config.heads.heads % config.heads.kv_heads != 0)
-    detail::refuse_config(file, "n_kv_heads",
-                          "a divisor of n_heads = " + std::to_string(config.heads.heads),
-                          &json.at("n_kv_heads"));
+  detail::require_divisor(folder, "n_kv_heads", config.heads.heads, config.heads.kv_heads);
   if (config.width % (2 * config.heads.heads) != 0)
     detail::refuse_config(file, "d_model",
                           "an even multiple of n_heads = " + std::to_string(config.heads.heads),

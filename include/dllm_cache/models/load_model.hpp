@@ -5,6 +5,7 @@
 #include <memory>
 #include <string>
 
+#include "dllm_cache/models/dream.hpp"
 #include "dllm_cache/models/llada.hpp"
 #include "dllm_cache/models/transformer_runner.hpp"
 
@@ -18,7 +19,8 @@ namespace dllm_cache::models {
   const CheckpointFolder folder(path);
   const std::string kind = config_string(folder.config(), folder.config_path(), "model_type");
   if (kind == "llada") return load_llada(folder);
-  detail::refuse_config(folder.config_path(), "model_type", "\"llada\"",
+  if (kind == "Dream") return load_dream(folder);
+  detail::refuse_config(folder.config_path(), "model_type", "\"llada\" or \"Dream\"",
                         &folder.config().at("model_type"));
 }
 

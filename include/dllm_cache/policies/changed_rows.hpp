@@ -1,0 +1,51 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include "dllm_cache/policy.hpp"
+
+namespace dllm_cache {
+
+/// The rule of diffuse-cpp (repository iafiscal1212/diffuse-cpp at 1d2bd6a, src/diffuse-cache.h,
+/// `compute_active_set`): a row flows while it is masked, when its token has changed, and for a few
+/// steps after that; all else keeps its keys and values.
+///
+/// Differs: with a shifted head the row that predicts a masked token flows too (the repository
+/// would read logits of a row that rests); a change seen by a full forward counts as a change; keys
+/// are kept per key head, not per query head.
+struct ChangedRowsPolicy {
+  /// Steps for which a changed row goes on flowing, 0 to 65534; `cache_keep_active` (default 0).
+  Index keep_active = 0;
+  /// Steps between full forwards, at least 1, or `never`; `cache_refresh` (0 there means never, the
+  /// default).
+  Index refresh_interval = never;
+
+  [[nodiscard]] PolicyTraits traits(const SequenceShape&) const {
+    if (keep_active < 0 || keep_active > 65534)
+      detail::refuse_argument("ChangedRowsPolicy: keep_active must be in [0, 65534], got ",
+                              keep_active);
+    if (refresh_interval < 1)
+      detail::refuse_argument("ChangedRowsPolicy: refresh_interval must be at least 1, got ",
+                              refresh_interval);
+    return {.name = "changed-rows",
+            .needs_masked = true,
+            .needs_changed = true,
+            .needs_unchanged_steps = keep_active > 0};
+  }
+
+  void plan(const StepContext& context, StepPlan& plan) const {
+    const Rows live = context.live();
+    if (context.step % refresh_interval == 0) {
+      plan.recompute(live);
+      return;
+    }
+    for (Index row = 0; row < live.end; ++row) {
+      const auto token = static_cast<std::size_t>(row);
+      const bool masked = context.masked[token] != 0;
+      const bool recent = keep_active > 0 && context.unchanged_steps[token] <= keep_active;
+      if (masked || recent || context.changed[token] != 0) plan.recompute({row, row + 1});
+      if (masked) plan.recompute({row - context.shape.prediction_shift, row});
+    }
+  }
+};
+
+}  // namespace dllm_cache

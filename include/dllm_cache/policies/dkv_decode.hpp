@@ -1,0 +1,47 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include "dllm_cache/policy.hpp"
+
+namespace dllm_cache {
+
+/// dKV-Cache-Decode (Ma et al., arXiv 2505.15781; repository horseee/dKV-Cache at 49a76fc,
+/// llada_dkv_cache_decode.py and dream_generation_utils.py).
+///
+/// A decoded token flows once more as itself, then its keys and values are kept; masked rows always
+/// flow. Without a shifted head the first two steps of a block and every `refresh_interval`-th
+/// recompute everything; with one (variant `un`) every `refresh_interval`-th step of the
+/// generation, and a row is kept once the token that it predicts is unmasked (the last row, which
+/// predicts none, always). Differs in work only: keys and values lie in place, so the repository's
+/// delayed store is the row's flowing once more. Its prefill, PD and greedy variants are not here.
+struct DkvDecodePolicy {
+  /// Steps between full forwards, at least 1 (nothing is reused), or `never`;
+  /// `cache_reloading_step` for LLaDA (default 1, scripts 2 to 8), `cache_steps` for Dream.
+  Index refresh_interval = 4;
+
+  [[nodiscard]] PolicyTraits traits(const SequenceShape&) const {
+    if (refresh_interval < 1)
+      detail::refuse_argument("DkvDecodePolicy: refresh_interval must be at least 1, got ",
+                              refresh_interval);
+    return {.name = "dkv", .needs_masked = true, .needs_changed = true};
+  }
+
+  void plan(const StepContext& context, StepPlan& plan) const {
+    const Index shift = context.shape.prediction_shift;
+    const bool full = shift == 0
+                          ? context.block_step <= 1 || context.block_step % refresh_interval == 0
+                          : context.step % refresh_interval == 0;
+    const Rows live = context.live();
+    if (full) {
+      plan.recompute(live);
+      return;
+    }
+    for (Index row = shift; row < live.end; ++row) {
+      const auto token = static_cast<std::size_t>(row);
+      if (context.masked[token] != 0 || context.changed[token] != 0)
+        plan.recompute({row - shift, row - shift + 1});
+    }
+  }
+};
+
+}  // namespace dllm_cache
