@@ -17,9 +17,9 @@ constexpr float logit_tolerance = 2e-4F;       // float32 sums in another order,
 constexpr double similarity_tolerance = 2e-6;  // float32 dot products over 48 to 64 elements
 constexpr float feature_tolerance = 2e-4F;     // features of size 10 and less
 
-std::vector<std::string> llada_cases() {
+std::vector<std::string> all_cases() {
   std::vector<std::string> names;
-  for (const char* prefix : {"uncached-", "cache-", "cfg-"})
+  for (const char* prefix : {"uncached-", "cache-", "cfg-", "dream-", "fastdllm-", "dkv-"})
     for (const std::string& name : golden::cases(prefix)) names.push_back(name);
   return names;
 }
@@ -55,9 +55,9 @@ std::vector<float> rows_of(MatrixView<const float> matrix, Rows rows) {
 
 }  // namespace
 
-TEST_CASE("LLaDA: every golden case ends in the reference's tokens", "[golden]") {
-  const auto names = llada_cases();
-  REQUIRE(names.size() == 18);
+TEST_CASE("golden: every golden case ends in the reference's tokens", "[golden]") {
+  const auto names = all_cases();
+  REQUIRE(names.size() == 40);
   for (const std::string& name : names) {
     DYNAMIC_SECTION(name) {
       const Case golden(name);
@@ -73,9 +73,9 @@ TEST_CASE("LLaDA: every golden case ends in the reference's tokens", "[golden]")
   }
 }
 
-TEST_CASE("LLaDA: the tokens before each step are the reference's", "[golden]") {
+TEST_CASE("golden: the tokens before each step are the reference's", "[golden]") {
   Index compared = 0;
-  for (const std::string& name : llada_cases()) {
+  for (const std::string& name : all_cases()) {
     const Case golden(name);
     const models::Tensor* tensor = golden.expected.find("tokens_before_step");
     if (tensor == nullptr) continue;
@@ -100,10 +100,10 @@ TEST_CASE("LLaDA: the tokens before each step are the reference's", "[golden]") 
   CHECK(compared > 400);
 }
 
-TEST_CASE("LLaDA: selected rows and similarities at probe steps are the reference's", "[golden]") {
+TEST_CASE("golden: selected rows and similarities at probe steps are the reference's", "[golden]") {
   Index compared = 0;
   double worst = 0.0;
-  for (const std::string& name : llada_cases()) {
+  for (const std::string& name : all_cases()) {
     const Case golden(name);
     Runner runner(golden.load(), 1);
     Loop loop(runner);
@@ -145,28 +145,31 @@ TEST_CASE("LLaDA: selected rows and similarities at probe steps are the referenc
   }
   INFO("worst difference " << worst);
   CHECK(worst <= similarity_tolerance);
-  CHECK(compared >= 90);
+  CHECK(compared >= 120);
 }
 
-TEST_CASE("LLaDA: logits of rows that can be committed are the reference's", "[golden]") {
+TEST_CASE("golden: logits of rows that can be committed are the reference's", "[golden]") {
   Index compared = 0;
   float worst = 0.0F;
-  for (const std::string& name : llada_cases()) {
+  for (const std::string& name : all_cases()) {
     const Case golden(name);
     if (golden.options().guidance_scale > 0.0) continue;  // traced unguided
     Runner runner(golden.load(), 1);
     Loop loop(runner);
     add_all(loop, golden);
+    // Dream's are listed for all rows of the sequence, each where it was computed.
+    const std::string prefix = golden.dream() ? "logits_unshifted.step" : "logits.step";
     std::map<Index, std::vector<float>> expected;
-    for (const Index step : golden.request.at("probe_steps").get<std::vector<Index>>())
-      expected[step] =
-          models::read_floats(golden.expected.at("logits.step" + std::to_string(step)));
+    if (golden.request.contains("probe_steps"))
+      for (const Index step : golden.request.at("probe_steps").get<std::vector<Index>>())
+        expected[step] = models::read_floats(golden.expected.at(prefix + std::to_string(step)));
     loop.observer.on_logits = [&](Index id, Index row, std::span<const float> logits) {
       const auto found = expected.find(loop.sequence(id).step());
       if (found == expected.end()) return;
-      const Index response_row = row - loop.sequence(id).prompt_rows();
-      const float* want =
-          found->second.data() + (id * golden.response() + response_row) * runner.vocabulary();
+      const Index rows = golden.dream() ? static_cast<Index>(loop.sequence(id).tokens().size())
+                                        : golden.response();
+      const Index place = golden.dream() ? row - 1 : row - loop.sequence(id).prompt_rows();
+      const float* want = found->second.data() + (id * rows + place) * runner.vocabulary();
       for (std::size_t i = 0; i < logits.size(); ++i)
         worst = std::max(worst, std::abs(logits[i] - want[i]));
       ++compared;
@@ -178,7 +181,7 @@ TEST_CASE("LLaDA: logits of rows that can be committed are the reference's", "[g
   CHECK(compared > 300);
 }
 
-TEST_CASE("LLaDA: cached values, keys and updates are the reference's features", "[golden]") {
+TEST_CASE("golden: cached values, keys and updates are the reference's features", "[golden]") {
   const Case golden("cache-kp4-kr2-rho05");
   const auto model = golden.load();
   Runner runner(model, 1);
@@ -222,11 +225,13 @@ TEST_CASE("LLaDA: cached values, keys and updates are the reference's features",
   CHECK(compared == 12);
 }
 
-TEST_CASE("LLaDA: no more rows are recomputed than the method needs", "[golden]") {
+TEST_CASE("golden: no more rows are recomputed than the method needs", "[golden]") {
   const std::map<std::string, Index> most = {
       {"cache-kp100-kr7-rho025", 4948},   {"cache-kp50-kr6-rho025-blocks", 5056},
       {"cache-kp4-kr2-rho05", 4096},      {"cache-deep-model", 5360},
-      {"cache-rounding-30-tokens", 2244}, {"cache-prompt-of-1", 2372}};
+      {"cache-rounding-30-tokens", 2244}, {"cache-prompt-of-1", 2372},
+      {"dream-kp25-kr4-rho025", 2815},    {"dream-kp3-kr4-rho05", 2058},
+      {"dream-kp5-kr2-rho0", 3257}};
   for (const auto& [name, rows] : most) {
     const Case golden(name);
     Runner runner(golden.load(), 1);
@@ -238,8 +243,26 @@ TEST_CASE("LLaDA: no more rows are recomputed than the method needs", "[golden]"
   }
 }
 
-TEST_CASE("LLaDA: hidden states after each layer and the logits are the reference's", "[golden]") {
-  for (const std::string name : {"llada-tiny", "llada-deep"}) {
+TEST_CASE("golden: prefix, dual and dKV caches let no more rows flow than their references",
+          "[golden]") {
+  Index compared = 0;
+  for (const std::string& name : all_cases()) {
+    const Case golden(name);
+    if (golden.reference_rows() == 0) continue;
+    Runner runner(golden.load(), 1);
+    Loop loop(runner);
+    add_all(loop, golden);
+    loop.run();
+    INFO(name);
+    CHECK(loop.counts(0).flow <= golden.reference_rows());
+    CHECK(loop.forwards(0) <= golden.request.at("forwards").get<Index>());
+    ++compared;
+  }
+  CHECK(compared == 15);
+}
+
+TEST_CASE("golden: hidden states after each layer and the logits are the reference's", "[golden]") {
+  for (const std::string name : {"llada-tiny", "llada-deep", "dream-tiny"}) {
     const models::SafetensorsFile expected(golden::folder() / ("forward-" + name) /
                                            "expected.safetensors");
     const auto model = models::load_model(golden::folder() / "models" / name);
@@ -266,10 +289,11 @@ TEST_CASE("LLaDA: hidden states after each layer and the logits are the referenc
               feature_tolerance);
         pass.layer(runner.layer(layer), x);
       }
-      // The reference lists the last hidden state after the final norm.
-      std::vector<float> normed(hidden.size());
-      model->final_norm.apply(x, dense_view(normed.data(), rows, model->config.width));
-      CHECK(largest_difference(normed, part("hidden." + std::to_string(model->config.layers), i)) <=
+      // LLaDA's code lists the last hidden state after the final norm, Dream's before it.
+      std::vector<float> last = hidden;
+      if (name != "dream-tiny")
+        model->final_norm.apply(x, dense_view(last.data(), rows, model->config.width));
+      CHECK(largest_difference(last, part("hidden." + std::to_string(model->config.layers), i)) <=
             feature_tolerance);
       std::vector<float> logits(static_cast<std::size_t>(rows * model->config.vocabulary));
       runner.logits(x, dense_view(logits.data(), rows, model->config.vocabulary));

@@ -11,8 +11,8 @@
 #include <vector>
 
 #include "dllm_cache/decoding/denoising_loop.hpp"
+#include "dllm_cache/dllm_cache.hpp"
 #include "dllm_cache/models/load_model.hpp"
-#include "dllm_cache/policies/dllm_cache.hpp"
 
 namespace golden {
 
@@ -52,23 +52,46 @@ struct Case {
   }
   [[nodiscard]] Index response() const { return request.at("gen_length"); }
 
-  /// Decoding options of a LLaDA case.
+  [[nodiscard]] bool dream() const { return request.contains("alg"); }
+
+  /// Decoding options of the case, of whichever reference.
   [[nodiscard]] dllm_cache::DecodingOptions options() const {
     dllm_cache::DecodingOptions options;
     options.response = response();
-    options.block_length = request.at("block_length");
+    options.block_length = request.value("block_length", Index{0});
     options.steps = request.at("steps");
     options.guidance_scale = request.value("cfg_scale", 0.0);
-    if (!request.at("cache").is_null())
+    if (has_cache())
       options.guidance_interval = request.at("cache").value("cfg_interval_steps", Index{1});
+    if (dream()) {
+      const std::string alg = request.at("alg");
+      options.sampling = dllm_cache::Sampling::Categorical;
+      options.commit = dllm_cache::TimestepCommit{request.at("eps").get<double>()};
+      options.confidence = alg == "entropy"       ? dllm_cache::Confidence::NegativeEntropy
+                           : alg == "topk_margin" ? dllm_cache::Confidence::Margin
+                                                  : dllm_cache::Confidence::Probability;
+    }
+    if (request.contains("threshold") && !request.at("threshold").is_null())
+      options.commit = dllm_cache::ThresholdCommit{request.at("threshold").get<double>()};
     return options;
   }
   [[nodiscard]] dllm_cache::AnyPolicy policy() const {
+    const std::string kind = request.value("cache_kind", has_cache() ? "dllm-cache" : "none");
+    if (kind == "prefix") return dllm_cache::PrefixCachePolicy{};
+    if (kind == "dual") return dllm_cache::DualCachePolicy{};
+    if (kind == "dkv") return dllm_cache::DkvDecodePolicy{request.at("refresh_interval")};
+    if (kind == "none") return dllm_cache::NoCache{};
     const nlohmann::json& cache = request.at("cache");
-    if (cache.is_null()) return dllm_cache::NoCache{};
     return dllm_cache::DllmCachePolicy{.prompt_interval = cache.at("prompt_interval_steps"),
                                        .response_interval = cache.at("gen_interval_steps"),
                                        .ratio = cache.at("transfer_ratio")};
+  }
+  /// Rows that the reference let flow, over all its forwards; 0: not told.
+  [[nodiscard]] Index reference_rows() const {
+    Index rows = 0;
+    if (request.contains("rows_per_forward"))
+      for (const Index one : request.at("rows_per_forward").get<std::vector<Index>>()) rows += one;
+    return rows;
   }
   /// The reference's answer to prompt `i`; some cases hold the prompt in front of it.
   [[nodiscard]] std::vector<std::int32_t> answer(Index i) const {
@@ -77,6 +100,10 @@ struct Case {
     const auto columns = static_cast<Index>(tensor.shape.at(1));
     const auto end = all.begin() + (i + 1) * columns;
     return {end - response(), end};
+  }
+
+  [[nodiscard]] bool has_cache() const {
+    return request.contains("cache") && !request.at("cache").is_null();
   }
 
   nlohmann::json request;
