@@ -27,3 +27,13 @@ need_build_tools() {
   need /usr/include/nlohmann/json.hpp nlohmann-json3-dev "JSON, 3.11 or newer: model configurations"
   need /usr/include/CLI/CLI.hpp libcli11-dev "command lines of the programs, 2.1 or newer"
 }
+
+# A Python of the project's own in build/venv with the packages of a requirements file.
+need_python() {
+  need python3 python3 "text programs"
+  python3 -c 'import ensurepip, venv' 2>/dev/null || need /nonexistent python3-venv "Python packages from PyPI"
+}
+install_python_packages() {
+  [ -x build/venv/bin/python ] || python3 -m venv build/venv
+  build/venv/bin/python -m pip install -q --disable-pip-version-check -r "$1"
+}

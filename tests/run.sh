@@ -7,12 +7,16 @@ cd "$(dirname "$0")/.."
 need_build_tools
 need /usr/include/catch2/catch.hpp catch2 "unit tests, 2.13"
 need /usr/include/benchmark/benchmark.h libbenchmark-dev "measurements, 1.7 or newer"
+need_python
 install_needed
+mkdir -p build
+install_python_packages examples/requirements.txt
+python=$PWD/build/venv/bin/python
 
 jobs=$(nproc)
 echo "== release: every program, benchmark and test"
 cmake --preset release -DDLLM_CACHE_BUILD_TESTS=ON -DDLLM_CACHE_BUILD_BENCH=ON -DDLLM_CACHE_BUILD_EXAMPLES=ON \
-  -DCMAKE_VERIFY_INTERFACE_HEADER_SETS=ON
+  -DCMAKE_VERIFY_INTERFACE_HEADER_SETS=ON -DDLLM_CACHE_PYTHON="$python"
 cmake --build --preset release -j "$jobs"
 echo "== each public header compiles alone"
 cmake --build --preset release -j "$jobs" --target all_verify_interface_header_sets
