@@ -27,6 +27,8 @@ struct Options {
   std::string json;
   std::string trace;
   int threads = models::available_threads();
+  models::ComputeOptions compute;
+  FeatureType features = FeatureType::Float32;
   bool no_cache = false;
   bool quiet = false;
   Settings settings;
@@ -129,6 +131,18 @@ void declare(CLI::App& app, Options& options) {
   app.add_option("--threads", options.threads, "Threads to compute with")
       ->capture_default_str()
       ->check(CLI::Range(1, 4096));
+  app.add_option("--backend", options.compute.backend,
+                 "Matrix products by eigen or onednn (default: onednn where it was built in)")
+      ->transform(CLI::CheckedTransformer(std::map<std::string, models::Backend>{
+          {"eigen", models::Backend::Eigen}, {"onednn", models::Backend::OneDnn}}));
+  app.add_option("--precision", options.compute.precision,
+                 "Weights and products in float32 (default) or bf16")
+      ->transform(CLI::CheckedTransformer(std::map<std::string, models::Precision>{
+          {"float32", models::Precision::Float32}, {"bf16", models::Precision::Bfloat16}}));
+  app.add_option("--features", options.features,
+                 "Features stored as float32 (default) or bf16, which halves cache_bytes")
+      ->transform(CLI::CheckedTransformer(std::map<std::string, FeatureType>{
+          {"float32", FeatureType::Float32}, {"bf16", FeatureType::Bfloat16}}));
   app.add_flag("--quiet", options.quiet, "No progress bar and no summary");
 
   declare_decoding(app, options.settings.decoding);
@@ -216,7 +230,7 @@ int run(const Options& options) {
   static_cast<void>(
       make_policy(request.settings.caching));  // refuse before a large model is opened
 
-  const auto model = models::load_model(options.model);
+  const auto model = models::load_model(options.model, options.compute);
   std::optional<Vocabulary> vocabulary;
   if (Vocabulary::exists(options.model)) vocabulary.emplace(options.model);
   if (options.request.empty()) {
@@ -229,16 +243,17 @@ int run(const Options& options) {
   models::TransformerRunner runner(model, options.threads);
   Trace trace;
   Progress progress(!options.quiet);
-  const GenerationResult result =
-      generate(runner, request, options.trace.empty() ? nullptr : &trace,
-               [&](const dllm_cache::StepReport& report) {
-                 const auto left = std::count(report.tokens.begin(), report.tokens.end(),
-                                              model->config.special.mask);
-                 progress.show(report.step + 1, steps,
-                               "steps, sequence " + std::to_string(report.id) + ": " +
-                                   std::to_string(left) + " tokens masked");
-                 return true;
-               });
+  const GenerationResult result = generate(
+      runner, request, options.trace.empty() ? nullptr : &trace,
+      [&](const dllm_cache::StepReport& report) {
+        const auto left =
+            std::count(report.tokens.begin(), report.tokens.end(), model->config.special.mask);
+        progress.show(report.step + 1, steps,
+                      "steps, sequence " + std::to_string(report.id) + ": " + std::to_string(left) +
+                          " tokens masked");
+        return true;
+      },
+      options.features);
   if (!options.trace.empty()) trace.write(options.trace);
   if (!options.json.empty()) write_json(options.json, result);
   if (options.json != "-" && !options.quiet) {

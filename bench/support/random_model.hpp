@@ -16,7 +16,8 @@ namespace models = dllm_cache::models;
 
 /// A LLaDA-like model of seeded random float32 weights, scaled as at initialisation.
 inline std::shared_ptr<const models::TransformerModel> random_model(
-    const models::TransformerConfig& config, std::uint32_t seed) {
+    const models::TransformerConfig& config, std::uint32_t seed,
+    const models::ComputeOptions& options = {}) {
   struct Storage {
     std::vector<std::vector<float>> tensors;
   };
@@ -34,7 +35,7 @@ inline std::shared_ptr<const models::TransformerModel> random_model(
     return tensor;
   };
   const auto linear = [&](Index outputs, Index inputs) {
-    return models::Linear(matrix(outputs, inputs), nullptr);
+    return models::Linear(matrix(outputs, inputs), nullptr, options);
   };
   const auto norm = [&] {
     models::RmsNorm unit;

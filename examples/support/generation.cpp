@@ -9,7 +9,6 @@
 namespace programs {
 
 using dllm_cache::models::TransformerRunner;
-using Loop = dllm_cache::DenoisingLoop<TransformerRunner>;
 
 namespace {
 
@@ -21,8 +20,9 @@ void check_tokens(const Request& request, const TransformerRunner& runner) {
                          "), got " + std::to_string(token));
 }
 
+template <class Loop>
 void watch(Loop& loop, Trace& trace) {
-  loop.observer.on_layer = [&, forwards = std::vector<Index>()](const Loop::PassType& pass,
+  loop.observer.on_layer = [&, forwards = std::vector<Index>()](const typename Loop::PassType& pass,
                                                                 Index layer) mutable {
     const auto batch = loop.batch();
     forwards.resize(static_cast<std::size_t>(loop.sequences()));
@@ -44,21 +44,14 @@ void watch(Loop& loop, Trace& trace) {
   };
 }
 
-}  // namespace
-
-Index planned_steps(const Request& request) {
-  const dllm_cache::DecodingOptions options = decoding_options(request.settings.decoding, false);
-  return options.steps == 0 || !dllm_cache::is_counted(options.commit) ? options.response
-                                                                       : options.steps;
-}
-
-GenerationResult generate(TransformerRunner& runner, const Request& request, Trace* trace,
-                          const OnStep& on_step) {
+template <class Stored>
+GenerationResult run(TransformerRunner& runner, const Request& request, Trace* trace,
+                     const OnStep& on_step) {
   check_tokens(request, runner);
   dllm_cache::DecodingOptions options =
       decoding_options(request.settings.decoding, runner.prediction_shift() > 0);
   const dllm_cache::AnyPolicy policy = make_policy(request.settings.caching);
-  Loop loop(runner);
+  dllm_cache::DenoisingLoop<TransformerRunner, Stored> loop(runner);
   for (const auto& prompt : request.prompts) {
     loop.add(prompt, options, policy);
     ++options.sequence;
@@ -82,6 +75,20 @@ GenerationResult generate(TransformerRunner& runner, const Request& request, Tra
     if (trace != nullptr) trace->finish(id, state.response());
   }
   return result;
+}
+
+}  // namespace
+
+Index planned_steps(const Request& request) {
+  const dllm_cache::DecodingOptions options = decoding_options(request.settings.decoding, false);
+  return options.steps == 0 || !dllm_cache::is_counted(options.commit) ? options.response
+                                                                       : options.steps;
+}
+
+GenerationResult generate(TransformerRunner& runner, const Request& request, Trace* trace,
+                          const OnStep& on_step, FeatureType features) {
+  return features == FeatureType::Float32 ? run<float>(runner, request, trace, on_step)
+                                          : run<Eigen::bfloat16>(runner, request, trace, on_step);
 }
 
 }  // namespace programs

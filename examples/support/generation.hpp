@@ -24,14 +24,17 @@ struct GenerationResult {
   bool cancelled = false;
 };
 
+/// What features are stored in.
+enum class FeatureType { Float32, Bfloat16 };
+
 /// Called after each step of each sequence; return false to cancel.
 using OnStep = std::function<bool(const dllm_cache::StepReport&)>;
 
 /// Generates the answers of a request; `trace` may be null. Throws BadRequest for settings or
 /// prompts that do not fit the model, and what the library throws.
 [[nodiscard]] GenerationResult generate(dllm_cache::models::TransformerRunner& runner,
-                                        const Request& request, Trace* trace,
-                                        const OnStep& on_step);
+                                        const Request& request, Trace* trace, const OnStep& on_step,
+                                        FeatureType features = FeatureType::Float32);
 
 /// Steps that the longest sequence of a request takes at most, for progress bars.
 [[nodiscard]] Index planned_steps(const Request& request);

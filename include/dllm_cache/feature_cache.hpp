@@ -54,7 +54,7 @@ class FeatureCache {
   FeatureCache(const ModelShape& model, const SequenceShape& shape, AnyPolicy policy,
                std::pmr::memory_resource* resource = std::pmr::get_default_resource(),
                Selector selector = {})
-      : m_model(checked(model)),
+      : m_model(checked(model, shape, policy)),
         m_planner(std::move(policy), shape, model.layers),
         m_features(resource),
         m_selector(std::move(selector)) {
@@ -79,9 +79,9 @@ class FeatureCache {
   /// has changed.
   void reset(const SequenceShape& shape) {
     if (m_planner.step_open()) detail::refuse_call("FeatureCache: reset() while a pass is open");
-    check_shape(shape);
-    const Index elements = element_count(m_model, shape, m_planner.policy().traits(shape));
-    if (m_features.ensure(elements) == nullptr) return;  // never: a shape has a row at least
+    // Whatever may throw comes before whatever changes something.
+    const PolicyTraits traits = m_planner.prepare_reset(shape);
+    m_features.ensure(element_count(m_model, shape, traits));
     m_planner.reset(shape);
     m_counts = {};
   }
@@ -110,8 +110,7 @@ class FeatureCache {
   [[nodiscard]] static Index bytes_needed(const ModelShape& model, const SequenceShape& shape,
                                           const AnyPolicy& policy) {
     check_shape(model);
-    check_shape(shape);
-    return element_count(model, shape, policy.traits(shape)) * element_size;
+    return element_count(model, shape, checked_traits(policy, shape)) * element_size;
   }
 
   /// Keys `[T, kv]` of a layer, rotated, as stored; `0 <= layer < layers` (unchecked), valid until
@@ -146,8 +145,10 @@ class FeatureCache {
     std::copy_n(other.m_features.data(), elements, m_features.ensure(elements));
   }
 
-  static const ModelShape& checked(const ModelShape& model) {
-    check_shape(model);
+  // Refuses what cannot be held before anything is allocated for it.
+  static const ModelShape& checked(const ModelShape& model, const SequenceShape& shape,
+                                   const AnyPolicy& policy) {
+    static_cast<void>(bytes_needed(model, shape, policy));
     return model;
   }
 

@@ -60,8 +60,8 @@ inline void check_shape(const SequenceShape& shape) {
   if (shape.prediction_shift < 0 || shape.prediction_shift > shape.prompt)
     detail::refuse_argument("SequenceShape: prediction_shift must be in [0, prompt = ",
                             shape.prompt, "], got ", shape.prediction_shift);
-  if (shape.attention_block < 0)
-    detail::refuse_argument("SequenceShape: attention_block must be at least 0, got ",
+  if (shape.attention_block < 0 || shape.attention_block > most)
+    detail::refuse_argument("SequenceShape: attention_block must be in [0, 2^31], got ",
                             shape.attention_block);
   if (shape.attention_phase < 0 || shape.attention_phase > shape.rows())
     detail::refuse_argument("SequenceShape: attention_phase must be in [0, rows = ", shape.rows(),
@@ -79,7 +79,8 @@ struct StepInput {
   std::span<const std::uint8_t> masked = {};   ///< 1: the row's token is still the mask.
   std::span<const std::uint8_t> changed = {};  ///< 1: token changed since the last committed step.
   std::span<const float> confidence = {};      ///< Last known confidence of a row's prediction.
-  /// Committed steps since the row's token last changed, 0 where `changed`; 65535: longer, or never.
+  /// Committed steps since the row's token last changed, 0 where `changed`; 65535: longer, or
+  /// never.
   std::span<const std::uint16_t> unchanged_steps = {};
 };
 

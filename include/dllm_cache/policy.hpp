@@ -13,13 +13,13 @@ namespace dllm_cache {
 
 /// What a policy says about itself once, before the first step.
 struct PolicyTraits {
-  std::string_view name;          ///< Short name for messages; must outlive the policy.
-  Rows stored_updates = {};       ///< Rows whose updates it may ever reuse or verify.
-  bool keeps_features = true;     ///< false: it recomputes every row at every step.
-  bool needs_block = false;       ///< Wants StepInput::block and block_step.
-  bool needs_masked = false;      ///< Wants StepInput::masked.
-  bool needs_changed = false;     ///< Wants StepInput::changed.
-  bool needs_confidence = false;  ///< Wants StepInput::confidence.
+  std::string_view name;               ///< Short name for messages; must outlive the policy.
+  Rows stored_updates = {};            ///< Rows whose updates it may ever reuse or verify.
+  bool keeps_features = true;          ///< false: it recomputes every row at every step.
+  bool needs_block = false;            ///< Wants StepInput::block and block_step.
+  bool needs_masked = false;           ///< Wants StepInput::masked.
+  bool needs_changed = false;          ///< Wants StepInput::changed.
+  bool needs_confidence = false;       ///< Wants StepInput::confidence.
   bool needs_unchanged_steps = false;  ///< Wants StepInput::unchanged_steps.
 };
 
@@ -104,5 +104,18 @@ class AnyPolicy {
 
   std::unique_ptr<Interface> m_policy;
 };
+
+/// Traits of a policy for a shape, with what they say checked; throws std::invalid_argument naming
+/// the shape's, the policy's or the traits' field.
+[[nodiscard]] inline PolicyTraits checked_traits(const AnyPolicy& policy,
+                                                 const SequenceShape& shape) {
+  check_shape(shape);
+  const PolicyTraits traits = policy.traits(shape);
+  const Rows updates = traits.stored_updates;
+  if (updates.begin < 0 || updates.end > shape.rows() || updates.begin > updates.end)
+    detail::refuse_argument("PolicyTraits of ", traits.name, ": stored_updates must lie in [0, ",
+                            shape.rows(), "), got [", updates.begin, ", ", updates.end, ")");
+  return traits;
+}
 
 }  // namespace dllm_cache

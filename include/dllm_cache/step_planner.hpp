@@ -28,27 +28,33 @@ class StepPlanner {
   }
 
   /// Begins a new sequence with the same policy; keeps memory. Throws std::logic_error while a step
-  /// is open and std::invalid_argument for a bad shape, before anything is touched.
+  /// is open, std::invalid_argument and std::bad_alloc; then nothing has changed.
   void reset(const SequenceShape& shape) {
-    if (m_open) detail::refuse_call("StepPlanner: reset() while a step is open");
-    check_shape(shape);
-    const PolicyTraits traits = m_policy.traits(shape);
-    const Rows updates = traits.stored_updates;
-    if (updates.begin < 0 || updates.end > shape.rows() || updates.begin > updates.end)
-      detail::refuse_argument("PolicyTraits of ", traits.name, ": stored_updates must lie in [0, ",
-                              shape.rows(), "), got [", updates.begin, ", ", updates.end, ")");
+    const PolicyTraits traits = prepare_reset(shape);
     const auto rows = static_cast<std::size_t>(shape.rows());
     m_positions.resize(rows);
     for (std::size_t row = 0; row < rows; ++row)
       m_positions[row] =
           shape.positions.empty() ? static_cast<std::int32_t>(row) : shape.positions[row];
     m_computed.assign(rows, 0);
-    m_plan.rows.reserve(rows);
+    m_plan.clear(shape.rows(), m_context.layers, traits.name);
     m_shape = shape;
     m_shape.positions = {};  // the caller's span may be gone later: positions() serves the copy
     m_traits = traits;
     m_context.step = 0;
     m_stale = true;
+  }
+
+  /// Checks a reset() and makes room for it, so that it cannot throw; throws what it would. Nothing
+  /// that can be seen changes.
+  PolicyTraits prepare_reset(const SequenceShape& shape) {
+    if (m_open) detail::refuse_call("StepPlanner: reset() while a step is open");
+    const PolicyTraits traits = checked_traits(m_policy, shape);
+    const auto rows = static_cast<std::size_t>(shape.rows());
+    m_positions.reserve(rows);
+    m_computed.reserve(rows);
+    m_plan.rows.reserve(rows);
+    return traits;
   }
 
   /// Begins a step and returns its plan, valid until the next begin.

@@ -187,6 +187,7 @@ TEST_CASE("golden: cached values, keys and updates are the reference's features"
   Runner runner(model, 1);
   Loop loop(runner);
   add_all(loop, golden);
+  models::ThreadTeam team(1);
   Index compared = 0;
   loop.observer.on_layer = [&](const Loop::PassType&, Index layer) {
     const std::string prefix = probe(loop.sequence(0).step(), layer);
@@ -210,7 +211,7 @@ TEST_CASE("golden: cached values, keys and updates are the reference's features"
       const std::span<const std::int32_t> positions(shape.positions);
       rotary.apply(positions.subspan(static_cast<std::size_t>(part.rows.begin),
                                      static_cast<std::size_t>(part.rows.size())),
-                   dense_view(keys.data(), part.rows.size(), model->config.kv_width()));
+                   dense_view(keys.data(), part.rows.size(), model->config.kv_width()), team);
       CHECK(largest_difference(rows_of(cache.keys(layer), part.rows), keys) <= feature_tolerance);
     }
     std::vector<float> update = expected("gen.attn");
@@ -262,6 +263,7 @@ TEST_CASE("golden: prefix, dual and dKV caches let no more rows flow than their 
 }
 
 TEST_CASE("golden: hidden states after each layer and the logits are the reference's", "[golden]") {
+  models::ThreadTeam team(1);
   for (const std::string name : {"llada-tiny", "llada-deep", "dream-tiny"}) {
     const models::SafetensorsFile expected(golden::folder() / ("forward-" + name) /
                                            "expected.safetensors");
@@ -292,7 +294,7 @@ TEST_CASE("golden: hidden states after each layer and the logits are the referen
       // LLaDA's code lists the last hidden state after the final norm, Dream's before it.
       std::vector<float> last = hidden;
       if (name != "dream-tiny")
-        model->final_norm.apply(x, dense_view(last.data(), rows, model->config.width));
+        model->final_norm.apply(x, dense_view(last.data(), rows, model->config.width), team);
       CHECK(largest_difference(last, part("hidden." + std::to_string(model->config.layers), i)) <=
             feature_tolerance);
       std::vector<float> logits(static_cast<std::size_t>(rows * model->config.vocabulary));

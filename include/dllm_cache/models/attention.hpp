@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cmath>
 #include <span>
+#include <type_traits>
 
 #include "dllm_cache/eigen.hpp"
 #include "dllm_cache/layer.hpp"
@@ -21,24 +22,27 @@ struct HeadShape {
 
 namespace detail {
 
-/// One head's queries against the keys of one segment, a block of rows at a time, so that scores
-/// never take more than a block times the keys.
-inline void attend_head(const Eigen::Ref<const RowMajorMatrix<float>, 0, Eigen::OuterStride<>>& q,
-                        const Eigen::Ref<const RowMajorMatrix<float>, 0, Eigen::OuterStride<>>& k,
-                        const Eigen::Ref<const RowMajorMatrix<float>, 0, Eigen::OuterStride<>>& v,
-                        Eigen::Ref<RowMajorMatrix<float>, 0, Eigen::OuterStride<>> out,
-                        float* scores_memory, Index block) {
-  const float scale = 1.0F / std::sqrt(static_cast<float>(q.cols()));
-  for (Index begin = 0; begin < q.rows(); begin += block) {
-    const Index rows = std::min(block, q.rows() - begin);
-    Eigen::Map<RowMajorMatrix<float>> scores(scores_memory, rows, k.rows());
-    scores.noalias() = q.middleRows(begin, rows) * k.transpose();
-    for (Index row = 0; row < rows; ++row) {
-      auto line = scores.row(row).array();
-      line = ((line - line.maxCoeff()) * scale).exp();
-      line *= 1.0F / line.sum();
-    }
-    out.middleRows(begin, rows).noalias() = scores * v;
+/// scores `[rows, keys]` := exp(scores - maximum of the row); sums `[rows]`. Not normalised: that
+/// is left to the far fewer elements of the output.
+inline void exponentiate_rows(MatrixView<float> scores, float* sums) {
+  for (Index row = 0; row < scores.rows; ++row) {
+    Eigen::Map<Eigen::ArrayXf> line(scores.row(row), scores.cols);
+    line = (line - line.maxCoeff()).exp();
+    sums[row] = line.sum();
+  }
+}
+
+/// Columns of one key head as float32: in place, or widened into `memory` `[keys, head_dim]`.
+template <class Stored>
+MatrixView<const float> head_columns(MatrixView<const Stored> kept, Index begin, Index count,
+                                     float* memory) {
+  if constexpr (std::is_same_v<Stored, float>) {
+    static_cast<void>(memory);
+    return {kept.data + begin, kept.rows, count, kept.stride};
+  } else {
+    for (Index row = 0; row < kept.rows; ++row)
+      dllm_cache::detail::convert_row(kept.row(row) + begin, memory + row * count, count);
+    return {memory, kept.rows, count, count};
   }
 }
 
@@ -46,41 +50,45 @@ inline void attend_head(const Eigen::Ref<const RowMajorMatrix<float>, 0, Eigen::
 
 /// out `[m, heads * head_dim]` = softmax(q k^T / sqrt(head_dim)) v, each segment's rows over its
 /// own keys and values; q `[m, heads * head_dim]`. Grouped query heads share their keys.
+///
+/// Scores are held for one head and one block of rows at a time, about what a second-level cache
+/// holds, whatever the number of keys.
 template <StoredScalar Stored>
 void attend(MatrixView<const float> q, std::span<const Segment<Stored>> segments,
             const HeadShape& shape, MatrixView<float> out, ThreadTeam& team) {
   const Index group = shape.heads / shape.kv_heads;
   const Index dim = shape.head_dim;
+  const float scale = 1.0F / std::sqrt(static_cast<float>(dim));
   for (const Segment<Stored>& segment : segments) {
     const Index keys = segment.keys.rows;
-    // About 256 KiB of scores: they stay in the second-level cache between the two products.
-    const Index block = std::clamp<Index>((Index{1} << 16) / keys, 8, 128);
     const Index rows = segment.end - segment.begin;
+    const Index most = std::clamp<Index>((Index{1} << 17) / keys, 16, 128);
+    const Index blocks = (rows + most - 1) / most;
+    const Index block = (rows + blocks - 1) / blocks;
+    const bool widens = !std::is_same_v<Stored, float>;
     const double operations = 4.0 * static_cast<double>(rows) * static_cast<double>(keys) *
                               static_cast<double>(shape.heads * dim);
-    team.for_each(shape.kv_heads, operations, [&](Index kv_head, auto& scratch) {
-      const bool widens = !std::is_same_v<Stored, float>;
-      float* memory = scratch.ensure(block * keys + (widens ? 2 * keys * dim : 0));
-      const auto columns = [&](MatrixView<const Stored> kept, float* widened) {
-        if constexpr (std::is_same_v<Stored, float>) {
-          return MatrixView<const float>{kept.data + kv_head * dim, keys, dim, kept.stride};
-        } else {
-          for (Index row = 0; row < keys; ++row)
-            dllm_cache::detail::convert_row(kept.row(row) + kv_head * dim, widened + row * dim,
-                                            dim);
-          return MatrixView<const float>{widened, keys, dim, dim};
-        }
-      };
-      float* const widened = memory + block * keys;
-      const MatrixView<const float> k = columns(segment.keys, widened);
-      const MatrixView<const float> v = columns(segment.values, widened + keys * dim);
+    team.for_each(shape.kv_heads * blocks, operations, [&](Index task, Scratch& scratch) {
+      const Index kv_head = task / blocks;
+      const Index begin = segment.begin + task % blocks * block;
+      const Index count = std::min(block, segment.end - begin);
+      float* const scores_memory =
+          scratch.floats.ensure(block * (keys + dim + 1) + (widens ? 2 * keys * dim : 0));
+      float* const scaled = scores_memory + block * keys;
+      float* const sums = scaled + block * dim;
+      float* const widened = sums + block;
+      const auto k = detail::head_columns(segment.keys, kv_head * dim, dim, widened);
+      const auto v = detail::head_columns(segment.values, kv_head * dim, dim, widened + keys * dim);
       for (Index head = kv_head * group; head < (kv_head + 1) * group; ++head) {
-        const MatrixView<const float> head_q{q.row(segment.begin) + head * dim, rows, dim,
-                                             q.stride};
-        const MatrixView<float> head_out{out.row(segment.begin) + head * dim, rows, dim,
-                                         out.stride};
-        detail::attend_head(as_eigen(head_q), as_eigen(k), as_eigen(v), as_eigen(head_out), memory,
-                            block);
+        const MatrixView<const float> head_q{q.row(begin) + head * dim, count, dim, q.stride};
+        const MatrixView<float> head_out{out.row(begin) + head * dim, count, dim, out.stride};
+        const auto scores = dense_view(scores_memory, count, keys);
+        const auto scaled_q = dense_view(scaled, count, dim);
+        as_eigen(scaled_q) = scale * as_eigen(head_q);
+        as_eigen(scores).noalias() = as_eigen(scaled_q) * as_eigen(k).transpose();
+        detail::exponentiate_rows(scores, sums);
+        as_eigen(head_out).noalias() = as_eigen(scores) * as_eigen(v);
+        as_eigen(head_out).array().colwise() /= Eigen::Map<const Eigen::ArrayXf>(sums, count);
       }
     });
   }

@@ -15,7 +15,7 @@ namespace dllm_cache::models {
 ///
 /// Throws std::runtime_error like load_llada: naming file, key or tensor, expected and found.
 [[nodiscard]] inline std::shared_ptr<const TransformerModel> load_dream(
-    const CheckpointFolder& folder) {
+    const CheckpointFolder& folder, const ComputeOptions& options = {}) {
   const nlohmann::json& json = folder.config();
   const std::filesystem::path file = folder.config_path();
   constexpr std::int64_t widest = std::int64_t{1} << 24;
@@ -67,7 +67,7 @@ namespace dllm_cache::models {
   for (Index i = 0; i < config.layers; ++i) {
     const std::string block = "model.layers." + std::to_string(i) + ".";
     const auto linear = [&](const char* name, Index outputs, Index inputs, bool bias) {
-      return detail::load_linear(folder, block + name, outputs, inputs, bias);
+      return detail::load_linear(folder, block + name, outputs, inputs, bias, options);
     };
     LayerWeights& layer = model->layers.emplace_back();
     layer.attention_norm =
@@ -84,7 +84,7 @@ namespace dllm_cache::models {
   }
   model->final_norm = detail::load_norm(folder, "model.norm", width, false, epsilon);
   const bool tied = optional_config_bool(json, file, "tie_word_embeddings").value_or(false);
-  model->head = detail::load_head(folder, "lm_head", *model, tied, false);
+  model->head = detail::load_head(folder, "lm_head", *model, tied, false, options);
   return model;
 }
 

@@ -17,7 +17,7 @@ namespace dllm_cache::models {
 /// absent or illegal key, a variant that is not supported (ALiBi, layer norm over queries and keys,
 /// other activations, norms or blocks), a missing or misshapen tensor.
 [[nodiscard]] inline std::shared_ptr<const TransformerModel> load_llada(
-    const CheckpointFolder& folder) {
+    const CheckpointFolder& folder, const ComputeOptions& options = {}) {
   const nlohmann::json& json = folder.config();
   const std::filesystem::path file = folder.config_path();
   constexpr std::int64_t widest = std::int64_t{1} << 24;
@@ -79,7 +79,7 @@ namespace dllm_cache::models {
   for (Index i = 0; i < config.layers; ++i) {
     const std::string block = root + "blocks." + std::to_string(i) + ".";
     const auto linear = [&](const char* name, Index outputs, Index inputs, bool with_bias) {
-      return detail::load_linear(folder, block + name, outputs, inputs, with_bias);
+      return detail::load_linear(folder, block + name, outputs, inputs, with_bias, options);
     };
     LayerWeights& layer = model->layers.emplace_back();
     layer.attention_norm =
@@ -96,7 +96,7 @@ namespace dllm_cache::models {
   }
   model->final_norm = detail::load_norm(folder, root + "ln_f", width, norm_bias, epsilon);
   const bool tied = optional_config_bool(json, file, "weight_tying").value_or(false);
-  model->head = detail::load_head(folder, root + "ff_out", *model, tied, bias);
+  model->head = detail::load_head(folder, root + "ff_out", *model, tied, bias, options);
   return model;
 }
 

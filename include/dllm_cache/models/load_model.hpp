@@ -15,11 +15,11 @@ namespace dllm_cache::models {
 ///
 /// Throws std::runtime_error naming the file and the reason; see CheckpointFolder and load_llada.
 [[nodiscard]] inline std::shared_ptr<const TransformerModel> load_model(
-    const std::filesystem::path& path) {
+    const std::filesystem::path& path, const ComputeOptions& options = {}) {
   const CheckpointFolder folder(path);
   const std::string kind = config_string(folder.config(), folder.config_path(), "model_type");
-  if (kind == "llada") return load_llada(folder);
-  if (kind == "Dream") return load_dream(folder);
+  if (kind == "llada") return load_llada(folder, options);
+  if (kind == "Dream") return load_dream(folder, options);
   detail::refuse_config(folder.config_path(), "model_type", "\"llada\" or \"Dream\"",
                         &folder.config().at("model_type"));
 }

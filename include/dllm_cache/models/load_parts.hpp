@@ -45,16 +45,17 @@ inline RmsNorm load_norm(const CheckpointFolder& folder, const std::string& name
 }
 
 inline Linear load_linear(const CheckpointFolder& folder, const std::string& name, Index outputs,
-                          Index inputs, bool bias) {
+                          Index inputs, bool bias, const ComputeOptions& options) {
   const Tensor& weight = folder.tensor(name + ".weight", {outputs, inputs});
-  return bias ? Linear(weight, &folder.tensor(name + ".bias", {outputs})) : Linear(weight, nullptr);
+  return Linear(weight, bias ? &folder.tensor(name + ".bias", {outputs}) : nullptr, options);
 }
 
 /// The head: a tensor of its own, or the embedding when the two are tied.
 inline Linear load_head(const CheckpointFolder& folder, const std::string& name,
-                        const TransformerModel& model, bool tied, bool bias) {
-  if (tied) return Linear(model.embedding, nullptr);
-  return load_linear(folder, name, model.config.vocabulary, model.config.width, bias);
+                        const TransformerModel& model, bool tied, bool bias,
+                        const ComputeOptions& options) {
+  if (tied) return Linear(model.embedding, nullptr, options);
+  return load_linear(folder, name, model.config.vocabulary, model.config.width, bias, options);
 }
 
 }  // namespace detail

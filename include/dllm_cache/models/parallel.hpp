@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <algorithm>
 #include <exception>
 #include <vector>
 
@@ -21,6 +22,32 @@ namespace dllm_cache::models {
 #endif
 }
 
+/// Sets how many threads OpenMP code called from this thread takes, and puts the setting back; the
+/// setting belongs to the calling thread. Does nothing when built without OpenMP.
+class OpenMpThreads {
+ public:
+#ifdef _OPENMP
+  explicit OpenMpThreads(int threads) : m_before(omp_get_max_threads()) {
+    omp_set_num_threads(threads);
+  }
+  ~OpenMpThreads() { omp_set_num_threads(m_before); }
+#else
+  explicit OpenMpThreads(int) {}
+#endif
+  OpenMpThreads(const OpenMpThreads&) = delete;
+  OpenMpThreads& operator=(const OpenMpThreads&) = delete;
+
+#ifdef _OPENMP
+ private:
+  int m_before;
+#endif
+};
+
+/// Scratch memory of one thread of a team.
+struct Scratch {
+  dllm_cache::detail::Buffer<float> floats;
+};
+
 /// Threads and their scratch memory: what a caller lends to the bundled models. One thread uses it
 /// at a time.
 class ThreadTeam {
@@ -35,19 +62,20 @@ class ThreadTeam {
   [[nodiscard]] int threads() const { return m_threads; }
 
   /// Calls `work(task, scratch)` for every task in `[0, count)`, spread over the threads where the
-  /// `operations` of all tasks together are worth waking them; `scratch` is a detail::Buffer<float>
-  /// of the thread that runs it. Rethrows one exception of the work.
+  /// `operations` of all tasks together are worth waking them; `scratch` belongs to the thread that
+  /// runs the task. Rethrows one exception of the work.
   template <class Work>
   void for_each(Index count, double operations, const Work& work) {
-    std::exception_ptr error;
+    // Inside a task Eigen and others that ask OpenMP for threads must be told one.
 #ifdef _OPENMP
     // Meeting at the end of a region costs some microseconds: about this many operations.
     constexpr double worth_waking = 5e5;
     if (m_threads > 1 && count > 1 && operations > worth_waking) {
+      std::exception_ptr error;
 #pragma omp parallel num_threads(m_threads)
       {
-        const SerialEigen serial;
-        auto& scratch = m_scratch[static_cast<std::size_t>(omp_get_thread_num())];
+        const OpenMpThreads one(1);
+        Scratch& scratch = m_scratch[static_cast<std::size_t>(omp_get_thread_num())];
 #pragma omp for schedule(dynamic, 1)
         for (Index task = 0; task < count; ++task) {
           try {
@@ -61,28 +89,26 @@ class ThreadTeam {
       if (error) std::rethrow_exception(error);
       return;
     }
-    const SerialEigen serial;
 #else
     static_cast<void>(operations);
 #endif
+    const OpenMpThreads one(1);
     for (Index task = 0; task < count; ++task) work(task, m_scratch.front());
   }
 
- private:
-#ifdef _OPENMP
-  // Eigen asks OpenMP how many threads a product may take; inside a task the answer must be one.
-  // The setting belongs to the calling thread and is put back.
-  struct SerialEigen {
-    SerialEigen() : before(omp_get_max_threads()) { omp_set_num_threads(1); }
-    ~SerialEigen() { omp_set_num_threads(before); }
-    SerialEigen(const SerialEigen&) = delete;
-    SerialEigen& operator=(const SerialEigen&) = delete;
-    int before;
-  };
-#endif
+  /// Calls `work(row)` for every row in `[0, rows)`; `elements` are touched in all, a few
+  /// operations each.
+  template <class Work>
+  void for_rows(Index rows, double elements, const Work& work) {
+    const Index chunk = std::max<Index>(1, rows / (4 * m_threads));
+    for_each((rows + chunk - 1) / chunk, 8.0 * elements, [&](Index task, Scratch&) {
+      for (Index row = task * chunk; row < std::min(rows, (task + 1) * chunk); ++row) work(row);
+    });
+  }
 
+ private:
   int m_threads;
-  std::vector<dllm_cache::detail::Buffer<float>> m_scratch;
+  std::vector<Scratch> m_scratch;
 };
 
 }  // namespace dllm_cache::models

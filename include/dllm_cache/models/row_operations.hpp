@@ -1,12 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <algorithm>
 #include <cmath>
+#include <cstdint>
 #include <span>
 #include <vector>
 
 #include "dllm_cache/eigen.hpp"
 #include "dllm_cache/matrix_view.hpp"
+#include "dllm_cache/models/parallel.hpp"
+#include "dllm_cache/scalar.hpp"
 
 namespace dllm_cache::models {
 
@@ -18,15 +22,29 @@ struct RmsNorm {
   float epsilon = 1e-5F;
 
   /// y `[m, width]` = x / sqrt(mean(x^2) + epsilon) * weight (+ bias), row by row; y may be x.
-  void apply(MatrixView<const float> x, MatrixView<float> y) const {
-    const Eigen::Map<const Eigen::ArrayXf> scale(weight.data(), x.cols);
-    for (Index row = 0; row < x.rows; ++row) {
-      const Eigen::Map<const Eigen::ArrayXf> in(x.row(row), x.cols);
-      Eigen::Map<Eigen::ArrayXf> out(y.row(row), x.cols);
-      const float mean_square = in.square().sum() / static_cast<float>(x.cols);
-      out = in * (1.0F / std::sqrt(mean_square + epsilon)) * scale;
-      if (!bias.empty()) out += Eigen::Map<const Eigen::ArrayXf>(bias.data(), x.cols);
-    }
+  void apply(MatrixView<const float> x, MatrixView<float> y, ThreadTeam& team) const {
+    team.for_rows(x.rows, static_cast<double>(x.rows * x.cols),
+                  [&](Index row) { apply_row(x.row(row), y.row(row), x.cols); });
+  }
+
+  /// The same of a + b: y `[m, width]` = norm(a + b); `sum` `[m, width]` is scratch.
+  void apply_sum(MatrixView<const float> a, MatrixView<const float> b, MatrixView<float> y,
+                 MatrixView<float> sum, ThreadTeam& team) const {
+    team.for_rows(a.rows, static_cast<double>(a.rows * a.cols), [&](Index row) {
+      Eigen::Map<Eigen::ArrayXf>(sum.row(row), a.cols) =
+          Eigen::Map<const Eigen::ArrayXf>(a.row(row), a.cols) +
+          Eigen::Map<const Eigen::ArrayXf>(b.row(row), a.cols);
+      apply_row(sum.row(row), y.row(row), a.cols);
+    });
+  }
+
+ private:
+  void apply_row(const float* x, float* y, Index width) const {
+    const Eigen::Map<const Eigen::ArrayXf> in(x, width), scale(weight.data(), width);
+    Eigen::Map<Eigen::ArrayXf> out(y, width);
+    const float mean_square = in.square().sum() / static_cast<float>(width);
+    out = in * (1.0F / std::sqrt(mean_square + epsilon)) * scale;
+    if (!bias.empty()) out += Eigen::Map<const Eigen::ArrayXf>(bias.data(), width);
   }
 };
 
@@ -44,42 +62,48 @@ class RotaryEmbedding {
   }
 
   /// Turns x `[m, heads * head_dim]` in place by the positions `[m]`.
-  void apply(std::span<const std::int32_t> positions, MatrixView<float> x) {
-    const Index heads = x.cols / (2 * m_half);
-    for (Index row = 0; row < x.rows; ++row) {
+  void apply(std::span<const std::int32_t> positions, MatrixView<float> x, ThreadTeam& team) {
+    if (!positions.empty())  // the table must not grow while threads read it
+      grow(*std::max_element(positions.begin(), positions.end()));
+    team.for_rows(x.rows, static_cast<double>(x.rows * x.cols), [&](Index row) {
       const std::int32_t position = positions[static_cast<std::size_t>(row)];
-      const float* turn = turn_of(position);
-      const Eigen::Map<const Eigen::ArrayXf> cosine(turn, m_half), sine(turn + m_half, m_half);
-      for (Index head = 0; head < heads; ++head) {
-        float* data = x.row(row) + head * 2 * m_half;
-        Eigen::Map<Eigen::ArrayXf> low(data, m_half), high(data + m_half, m_half);
-        // One pass over both halves; element i of either is read before it is written.
-        for (Index i = 0; i < m_half; ++i) {
-          const float a = low[i], b = high[i];
-          low[i] = a * cosine[i] - b * sine[i];
-          high[i] = b * cosine[i] + a * sine[i];
-        }
+      if (position >= 0 && position <= largest_kept) {
+        turn_row(x.row(row), x.cols, m_table.data() + position * 2 * m_half);
+      } else {
+        std::vector<float> turn(static_cast<std::size_t>(2 * m_half));
+        fill(position, turn.data());
+        turn_row(x.row(row), x.cols, turn.data());
       }
-    }
+    });
   }
 
  private:
-  // Cosines and sines of one position. Positions from 0 on are kept in a table that grows to the
-  // largest one seen, since the same rows turn in every layer of every step.
-  const float* turn_of(std::int32_t position) {
-    constexpr std::int32_t largest_kept = 1 << 20;
+  // Positions from 0 to here are kept in a table that grows to the largest one seen, since the same
+  // rows turn in every layer of every step; others are computed each time.
+  static constexpr std::int32_t largest_kept = 1 << 20;
+
+  void grow(std::int32_t largest) {
     const auto width = static_cast<std::size_t>(2 * m_half);
-    if (position < 0 || position > largest_kept) {
-      m_single.resize(width);
-      fill(position, m_single.data());
-      return m_single.data();
-    }
-    const auto wanted = static_cast<std::size_t>(position) + 1;
-    for (std::size_t next = m_table.size() / width; next < wanted; ++next) {
-      m_table.resize((next + 1) * width);
+    const auto wanted = static_cast<std::size_t>(std::clamp(largest, -1, largest_kept) + 1);
+    const std::size_t held = m_table.size() / width;
+    if (wanted <= held) return;
+    m_table.resize(wanted * width);
+    for (std::size_t next = held; next < wanted; ++next)
       fill(static_cast<std::int32_t>(next), m_table.data() + next * width);
+  }
+
+  void turn_row(float* row, Index width, const float* turn) const {
+    const float* cosine = turn;
+    const float* sine = turn + m_half;
+    for (float* low = row; low < row + width; low += 2 * m_half) {
+      float* const high = low + m_half;
+      // Element i of either half is read before it is written.
+      for (Index i = 0; i < m_half; ++i) {
+        const float a = low[i], b = high[i];
+        low[i] = a * cosine[i] - b * sine[i];
+        high[i] = b * cosine[i] + a * sine[i];
+      }
     }
-    return m_table.data() + static_cast<std::size_t>(position) * width;
   }
 
   void fill(std::int32_t position, float* turn) const {
@@ -93,16 +117,22 @@ class RotaryEmbedding {
   Index m_half;
   std::vector<float> m_frequencies;
   std::vector<float> m_table;
-  std::vector<float> m_single;
 };
 
+/// to `[m, n]` += from `[m, n]`.
+inline void add_rows(MatrixView<const float> from, MatrixView<float> to, ThreadTeam& team) {
+  team.for_rows(to.rows, static_cast<double>(to.rows * to.cols), [&](Index row) {
+    dllm_cache::detail::add_row(from.row(row), to.row(row), to.cols);
+  });
+}
+
 /// gate `[m, n]` = silu(gate) * up, element by element.
-inline void gate_silu(MatrixView<float> gate, MatrixView<const float> up) {
-  for (Index row = 0; row < gate.rows; ++row) {
+inline void gate_silu(MatrixView<float> gate, MatrixView<const float> up, ThreadTeam& team) {
+  team.for_rows(gate.rows, 4.0 * static_cast<double>(gate.rows * gate.cols), [&](Index row) {
     Eigen::Map<Eigen::ArrayXf> g(gate.row(row), gate.cols);
     const Eigen::Map<const Eigen::ArrayXf> u(up.row(row), up.cols);
     g = g / (1.0F + (-g).exp()) * u;
-  }
+  });
 }
 
 }  // namespace dllm_cache::models

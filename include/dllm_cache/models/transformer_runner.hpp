@@ -41,6 +41,7 @@ class TransformerRunner {
   TransformerRunner(std::shared_ptr<const TransformerModel> model, int threads)
       : m_model(std::move(model)),
         m_team(threads),
+        m_products(m_team),
         m_rotary(config().heads.head_dim, config().rotary_theta) {}
 
   [[nodiscard]] const TransformerConfig& config() const { return m_model->config; }
@@ -70,51 +71,55 @@ class TransformerRunner {
 
   /// Final norm and head: x `[m, d]` -> logits `[m, vocabulary]`.
   void logits(MatrixView<const float> x, MatrixView<float> logits) {
-    const MatrixView<float> normed = m_normed.view(x.rows, x.cols);
-    m_model->final_norm.apply(x, normed);
-    product(m_model->head, normed, logits);
+    const MatrixView<float> normed = padded(m_normed, x.rows, x.cols);
+    m_model->final_norm.apply(x, normed, m_team);
+    m_products.apply(normed, {{&m_model->head, logits}});
   }
 
   /// Floating-point operations so far: 2 m n k a product, 4 rows keys heads head_dim an attention.
-  [[nodiscard]] double operations() const { return m_operations; }
+  [[nodiscard]] double operations() const {
+    return m_products.operations() + m_attention_operations;
+  }
   /// Threads used inside products.
   [[nodiscard]] int threads() const { return m_team.threads(); }
 
  private:
   friend class TransformerLayerHandle;
 
-  void product(const Linear& linear, MatrixView<const float> x, MatrixView<float> y) {
-    linear.apply(x, y, m_team);
-    m_operations += 2.0 * static_cast<double>(x.rows) * static_cast<double>(linear.inputs()) *
-                    static_cast<double>(linear.outputs());
+  // A view with the memory behind its last row that products want; see Products.
+  static MatrixView<float> padded(dllm_cache::detail::Buffer<float>& memory, Index rows,
+                                  Index cols) {
+    return dense_view(memory.ensure(Products::padded_rows(rows) * cols), rows, cols);
   }
 
   std::shared_ptr<const TransformerModel> m_model;
   ThreadTeam m_team;
+  Products m_products;
   RotaryEmbedding m_rotary;
   dllm_cache::detail::Buffer<float> m_normed;    // [m, d] after a norm
   dllm_cache::detail::Buffer<float> m_attended;  // [m, heads * head_dim]
   dllm_cache::detail::Buffer<float> m_residual;  // [m, d] after attention
   dllm_cache::detail::Buffer<float> m_gate;      // [m, feed_forward]
   dllm_cache::detail::Buffer<float> m_up;        // [m, feed_forward]
-  double m_operations = 0.0;
+  double m_attention_operations = 0.0;
 };
 
 inline void TransformerLayerHandle::value(MatrixView<const float> x, MatrixView<float> v) {
-  const MatrixView<float> normed = m_runner->m_normed.view(x.rows, x.cols);
-  m_weights->attention_norm.apply(x, normed);
-  m_runner->product(m_weights->value, normed, v);
+  TransformerRunner& runner = *m_runner;
+  const MatrixView<float> normed = TransformerRunner::padded(runner.m_normed, x.rows, x.cols);
+  m_weights->attention_norm.apply(x, normed, runner.m_team);
+  runner.m_products.apply(normed, {{&m_weights->value, v}});
 }
 
 inline void TransformerLayerHandle::query_key(MatrixView<const float> x,
                                               std::span<const std::int32_t> positions,
                                               MatrixView<float> q, MatrixView<float> k) {
-  const MatrixView<float> normed = m_runner->m_normed.view(x.rows, x.cols);
-  m_weights->attention_norm.apply(x, normed);
-  m_runner->product(m_weights->query, normed, q);
-  m_runner->product(m_weights->key, normed, k);
-  m_runner->m_rotary.apply(positions, q);
-  m_runner->m_rotary.apply(positions, k);
+  TransformerRunner& runner = *m_runner;
+  const MatrixView<float> normed = TransformerRunner::padded(runner.m_normed, x.rows, x.cols);
+  m_weights->attention_norm.apply(x, normed, runner.m_team);
+  runner.m_products.apply(normed, {{&m_weights->query, q}, {&m_weights->key, k}});
+  runner.m_rotary.apply(positions, q, runner.m_team);
+  runner.m_rotary.apply(positions, k, runner.m_team);
 }
 
 template <StoredScalar Stored>
@@ -123,26 +128,27 @@ void TransformerLayerHandle::update(MatrixView<const float> x, MatrixView<const 
                                     MatrixView<float> u) {
   TransformerRunner& runner = *m_runner;
   const TransformerConfig& config = runner.config();
-  const MatrixView<float> attended = runner.m_attended.view(x.rows, q.cols);
+  const auto padded = [&](dllm_cache::detail::Buffer<float>& memory, Index cols) {
+    return TransformerRunner::padded(memory, x.rows, cols);
+  };
+  const MatrixView<float> attended = padded(runner.m_attended, q.cols);
   attend(q, segments, config.heads, attended, runner.m_team);
   for (const Segment<Stored>& segment : segments)
-    runner.m_operations += 4.0 * static_cast<double>(segment.end - segment.begin) *
-                           static_cast<double>(segment.keys.rows) *
-                           static_cast<double>(config.query_width());
+    runner.m_attention_operations += 4.0 * static_cast<double>(segment.end - segment.begin) *
+                                     static_cast<double>(segment.keys.rows) *
+                                     static_cast<double>(config.query_width());
 
   // u gathers the attention output first and the feed-forward output of x + u after it.
-  runner.product(m_weights->output, attended, u);
-  const MatrixView<float> residual = runner.m_residual.view(x.rows, x.cols);
-  as_eigen(residual) = as_eigen(x) + as_eigen(u);
-  const MatrixView<float> normed = runner.m_normed.view(x.rows, x.cols);
-  m_weights->feed_forward_norm.apply(residual, normed);
-  const MatrixView<float> gate = runner.m_gate.view(x.rows, config.feed_forward);
-  const MatrixView<float> up = runner.m_up.view(x.rows, config.feed_forward);
-  runner.product(m_weights->gate, normed, gate);
-  runner.product(m_weights->up, normed, up);
-  gate_silu(gate, up);
-  runner.product(m_weights->down, gate, residual);
-  as_eigen(u) += as_eigen(residual);
+  runner.m_products.apply(attended, {{&m_weights->output, u}});
+  const MatrixView<float> residual = padded(runner.m_residual, x.cols);
+  const MatrixView<float> normed = padded(runner.m_normed, x.cols);
+  m_weights->feed_forward_norm.apply_sum(x, u, normed, residual, runner.m_team);
+  const MatrixView<float> gate = padded(runner.m_gate, config.feed_forward);
+  const MatrixView<float> up = padded(runner.m_up, config.feed_forward);
+  runner.m_products.apply(normed, {{&m_weights->gate, gate, true}, {&m_weights->up, up, true}});
+  gate_silu(gate, up, runner.m_team);
+  runner.m_products.apply(gate, {{&m_weights->down, residual, true}});
+  add_rows(residual, u, runner.m_team);
 }
 
 }  // namespace dllm_cache::models

@@ -1,0 +1,33 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+// 1 where oneDNN is linked (the CMake target dllm_cache::models sets it).
+#ifndef DLLM_CACHE_HAS_ONEDNN
+#define DLLM_CACHE_HAS_ONEDNN 0
+#endif
+
+namespace dllm_cache::models {
+
+/// Who computes the matrix products of the bundled models.
+enum class Backend {
+  Eigen,  ///< Always there.
+  OneDnn  ///< Where the library was built with oneDNN 2.6 or newer; weights are packed once at
+          ///< load.
+};
+
+/// What weights and products are computed in; sums are always float32.
+enum class Precision {
+  Float32,
+  Bfloat16  ///< Weights, and with oneDNN the rows that meet them, rounded to bf16.
+};
+
+/// Whether oneDNN was built in.
+inline constexpr bool has_onednn = DLLM_CACHE_HAS_ONEDNN != 0;
+
+/// How a model computes; chosen when it is loaded, since weights are laid out for it.
+struct ComputeOptions {
+  Backend backend = has_onednn ? Backend::OneDnn : Backend::Eigen;
+  Precision precision = Precision::Float32;
+};
+
+}  // namespace dllm_cache::models

@@ -1,0 +1,259 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <catch2/catch.hpp>
+#include <cstdlib>
+#include <new>
+#include <vector>
+
+#include "dllm_cache/dllm_cache.hpp"
+#include "support/cached_run.hpp"
+
+// Counts every allocation of this program while `counting` is set.
+namespace {
+
+bool counting = false;
+long counted = 0;
+long failing = -1;  // this allocation of the counted ones fails; -1: none
+
+// Not inlined: the compiler would see new and free, and take them for a mismatch.
+[[gnu::noinline]] void* take_or_null(std::size_t bytes, std::size_t alignment) noexcept {
+  if (counting && counted++ == failing) return nullptr;
+  if (alignment <= alignof(std::max_align_t)) return std::malloc(bytes == 0 ? 1 : bytes);
+  return std::aligned_alloc(alignment, (bytes / alignment + 1) * alignment);
+}
+void* take(std::size_t bytes, std::size_t alignment) {
+  if (void* memory = take_or_null(bytes, alignment)) return memory;
+  throw std::bad_alloc();
+}
+[[gnu::noinline]] void give(void* memory) noexcept { std::free(memory); }
+
+constexpr std::size_t plain = 1;
+std::size_t number(std::align_val_t alignment) { return static_cast<std::size_t>(alignment); }
+
+}  // namespace
+
+void* operator new(std::size_t n) { return take(n, plain); }
+void* operator new[](std::size_t n) { return take(n, plain); }
+void* operator new(std::size_t n, std::align_val_t a) { return take(n, number(a)); }
+void* operator new[](std::size_t n, std::align_val_t a) { return take(n, number(a)); }
+void* operator new(std::size_t n, const std::nothrow_t&) noexcept { return take_or_null(n, plain); }
+void* operator new[](std::size_t n, const std::nothrow_t&) noexcept {
+  return take_or_null(n, plain);
+}
+void* operator new(std::size_t n, std::align_val_t a, const std::nothrow_t&) noexcept {
+  return take_or_null(n, number(a));
+}
+void* operator new[](std::size_t n, std::align_val_t a, const std::nothrow_t&) noexcept {
+  return take_or_null(n, number(a));
+}
+void operator delete(void* memory) noexcept { give(memory); }
+void operator delete[](void* memory) noexcept { give(memory); }
+void operator delete(void* memory, std::size_t) noexcept { give(memory); }
+void operator delete[](void* memory, std::size_t) noexcept { give(memory); }
+void operator delete(void* memory, std::align_val_t) noexcept { give(memory); }
+void operator delete[](void* memory, std::align_val_t) noexcept { give(memory); }
+void operator delete(void* memory, std::size_t, std::align_val_t) noexcept { give(memory); }
+void operator delete[](void* memory, std::size_t, std::align_val_t) noexcept { give(memory); }
+void operator delete(void* memory, const std::nothrow_t&) noexcept { give(memory); }
+void operator delete[](void* memory, const std::nothrow_t&) noexcept { give(memory); }
+
+using namespace dllm_cache;
+using namespace dllm_cache::testing;
+
+namespace {
+
+// Allocations made by `action`.
+template <class Action>
+long allocations(Action&& action) {
+  counted = 0;
+  counting = true;
+  action();
+  counting = false;
+  return counted;
+}
+
+// A layer whose callbacks allocate nothing: what is counted is the library's.
+template <class Stored>
+struct ThriftyLayer {
+  void value(MatrixView<const float> x, MatrixView<float> v) const { fill(x, v); }
+  void query_key(MatrixView<const float> x, std::span<const std::int32_t>, MatrixView<float> q,
+                 MatrixView<float> k) const {
+    fill(x, q);
+    fill(x, k);
+  }
+  void update(MatrixView<const float> x, MatrixView<const float>, std::span<const Segment<Stored>>,
+              MatrixView<float> u) const {
+    fill(x, u);
+  }
+  static void fill(MatrixView<const float> x, MatrixView<float> y) {
+    for (Index row = 0; row < y.rows; ++row)
+      for (Index col = 0; col < y.cols; ++col)
+        y.row(row)[col] = 0.3f * x.row(row)[(col + row) % x.cols] - 0.1f * static_cast<float>(col);
+  }
+};
+
+constexpr ModelShape model{.layers = 3, .width = 40, .query_width = 48, .kv_width = 36};
+
+template <class Stored>
+void step(Workspace<float, Stored>& workspace, std::span<FeatureCache<float, Stored>* const> caches,
+          std::span<const StepInput> inputs, std::vector<float>& memory, RandomNumbers& random) {
+  auto pass = workspace.begin_step(caches, inputs);
+  for (float& number : memory) number = static_cast<float>(random.signed_unit());
+  for (Index layer = 0; layer < model.layers; ++layer)
+    pass.layer(ThriftyLayer<Stored>{}, dense_view(memory.data(), pass.flow(), model.width));
+}
+
+}  // namespace
+
+TEST_CASE("Allocations: the counter sees every form of new", "[allocation]") {
+  // Called by name: a compiler may leave out the new and delete of an expression.
+  constexpr std::align_val_t wide{128};
+  REQUIRE(allocations([] { ::operator delete(::operator new(4)); }) == 1);
+  REQUIRE(allocations([] { ::operator delete[](::operator new[](4)); }) == 1);
+  REQUIRE(allocations([] { ::operator delete(::operator new(4, wide), wide); }) == 1);
+  REQUIRE(allocations([] { ::operator delete[](::operator new[](4, wide), wide); }) == 1);
+  REQUIRE(allocations([] { ::operator delete(::operator new(4, std::nothrow)); }) == 1);
+  REQUIRE(allocations([] {
+            detail::Buffer<float> buffer;
+            buffer.ensure(3);
+          }) == 1);
+  REQUIRE(allocations([] {}) == 0);
+}
+
+TEMPLATE_TEST_CASE("Allocations: none after the first step of each kind", "[allocation]", float,
+                   Eigen::bfloat16) {
+  using Stored = TestType;
+  using Cache = FeatureCache<float, Stored>;
+  for (const DllmCachePolicy policy :
+       {DllmCachePolicy{4, 3, 0.25}, DllmCachePolicy{4, 3, 0.25, false}, DllmCachePolicy{4, 3, 0.0},
+        DllmCachePolicy{4, 3, 1.0, false}, DllmCachePolicy{1, 1, 0.25}}) {
+    RandomNumbers random(5);
+    Workspace<float, Stored> workspace;
+    Cache first(model, {.prompt = 6, .response = 19, .prediction_shift = 1}, policy),
+        second(model, {.prompt = 3, .response = 8}, NoCache{});
+    const std::vector<Cache*> both{&first, &second}, one{&first};
+    const std::vector<StepInput> inputs(2);
+    std::vector<float> memory(static_cast<std::size_t>(36 * model.width));
+    // Full, verified and due steps, alone and in a batch: steps 0 to 4 show one of each kind.
+    for (int i = 0; i < 5; ++i) step<Stored>(workspace, both, inputs, memory, random);
+    REQUIRE(allocations([&] {
+              for (int i = 0; i < 12; ++i) step<Stored>(workspace, both, inputs, memory, random);
+              for (int i = 0; i < 12; ++i)
+                step<Stored>(workspace, one, std::span(inputs).first(1), memory, random);
+            }) == 0);
+  }
+}
+
+TEST_CASE("Allocations: a verified step allocates nothing that a full step did not need",
+          "[allocation]") {
+  // Rows are gathered in layers, and their number changes; the selector alone is new in step 1.
+  RandomNumbers random(6);
+  Workspace<float> workspace;
+  FeatureCache<float> cache(model, {.prompt = 6, .response = 64},
+                            DllmCachePolicy{never, never, .3});
+  const std::vector<FeatureCache<float>*> one{&cache};
+  const std::vector<StepInput> inputs(1);
+  std::vector<float> memory(static_cast<std::size_t>(70 * model.width));
+  step<float>(workspace, one, inputs, memory, random);
+  step<float>(workspace, one, inputs, memory, random);
+  REQUIRE(allocations([&] { step<float>(workspace, one, inputs, memory, random); }) == 0);
+}
+
+TEST_CASE("Allocations: none after a step that was dropped", "[allocation]") {
+  RandomNumbers random(7);
+  Workspace<float> workspace;
+  FeatureCache<float> cache(model, {.prompt = 4, .response = 9}, DllmCachePolicy{5, 2, 0.5});
+  const std::vector<FeatureCache<float>*> one{&cache};
+  const std::vector<StepInput> inputs(1);
+  std::vector<float> memory(static_cast<std::size_t>(13 * model.width));
+  for (int i = 0; i < 3; ++i) step<float>(workspace, one, inputs, memory, random);
+  REQUIRE(allocations([&] {
+            for (int i = 0; i < 3; ++i) {
+              static_cast<void>(workspace.begin_step(cache));
+              step<float>(workspace, one, inputs, memory, random);
+            }
+          }) == 0);
+}
+
+TEST_CASE("Allocations: reset to a sequence that is not longer keeps all memory", "[allocation]") {
+  RandomNumbers random(8);
+  Workspace<float> workspace;
+  FeatureCache<float> cache(model, {.prompt = 6, .response = 19}, DllmCachePolicy{4, 3, 0.25});
+  const std::vector<FeatureCache<float>*> one{&cache};
+  const std::vector<StepInput> inputs(1);
+  std::vector<float> memory(static_cast<std::size_t>(25 * model.width));
+  for (int i = 0; i < 5; ++i) step<float>(workspace, one, inputs, memory, random);
+  const float* features = cache.keys(0).data;
+  REQUIRE(allocations([&] {
+            cache.reset({.prompt = 10, .response = 12});
+            for (int i = 0; i < 6; ++i) step<float>(workspace, one, inputs, memory, random);
+            cache.reset({.prompt = 6, .response = 19});
+            for (int i = 0; i < 6; ++i) step<float>(workspace, one, inputs, memory, random);
+          }) == 0);
+  REQUIRE(cache.keys(0).data == features);
+}
+
+TEST_CASE("Allocations: bytes_needed allocates nothing", "[allocation]") {
+  const AnyPolicy policy = DllmCachePolicy{};
+  REQUIRE(allocations([&] {
+            static_cast<void>(FeatureCache<float>::bytes_needed(model, {.response = 1000}, policy));
+          }) == 0);
+}
+
+TEST_CASE("Allocations: all memory of features and workspace comes from the given resource",
+          "[allocation]") {
+  NanResource memory;
+  {
+    RandomNumbers random(9);
+    Workspace<float> workspace(&memory);
+    FeatureCache<float> cache(model, {.prompt = 6, .response = 19}, DllmCachePolicy{4, 3, 0.25},
+                              &memory);
+    REQUIRE(memory.allocations() == 1);
+    const std::vector<FeatureCache<float>*> one{&cache};
+    const std::vector<StepInput> inputs(1);
+    std::vector<float> x(static_cast<std::size_t>(25 * model.width));
+    for (int i = 0; i < 5; ++i) step<float>(workspace, one, inputs, x, random);
+    // Values and keys, queries, updates; gathered rows in the first verified step, and again in the
+    // first that recomputes the prompt too.
+    REQUIRE(memory.allocations() == 1 + 3 + 2);
+  }
+  REQUIRE(memory.bytes_held() == 0);
+}
+
+TEST_CASE("Allocations: a reset that runs out of memory at any point changes nothing",
+          "[allocation]") {
+  const SequenceShape small{.prompt = 1, .response = 3}, large{.prompt = 200, .response = 200};
+  std::vector<float> memory(static_cast<std::size_t>(400 * model.width));
+  Index failures = 0;
+  for (long fails = 0; fails < 20; ++fails) {
+    INFO("allocation " << fails << " fails");
+    FeatureCache<float> cache(model, small, DllmCachePolicy{.response_interval = 4});
+    FeatureCache<float> twin(model, small, DllmCachePolicy{.response_interval = 4});
+    Workspace<float> workspace;
+    const auto hidden_after_step = [&](FeatureCache<float>& one) {
+      auto pass = workspace.begin_step(one);
+      std::fill(memory.begin(), memory.end(), 0.5F);
+      for (Index layer = 0; layer < model.layers; ++layer)
+        pass.layer(ThriftyLayer<float>{}, dense_view(memory.data(), pass.flow(), model.width));
+      return std::vector<float>(memory.begin(), memory.begin() + pass.flow() * model.width);
+    };
+    REQUIRE(hidden_after_step(cache) == hidden_after_step(twin));
+    counted = 0;
+    failing = fails;
+    counting = true;
+    bool refused = false;
+    try {
+      cache.reset(large);
+    } catch (const std::bad_alloc&) {
+      refused = true;
+    }
+    counting = false;
+    failing = -1;
+    if (!refused) break;
+    ++failures;
+    REQUIRE(cache.step() == 1);
+    REQUIRE(cache.shape().rows() == small.rows());
+    for (int more = 0; more < 5; ++more)
+      REQUIRE(hidden_after_step(cache) == hidden_after_step(twin));
+  }
+  REQUIRE(failures >= 4);
+}

@@ -1,0 +1,457 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "dllm_cache/models/checkpoint.hpp"
+
+#include <catch2/catch.hpp>
+#include <cstdint>
+#include <cstring>
+#include <filesystem>
+#include <limits>
+#include <memory>
+#include <nlohmann/json.hpp>
+#include <optional>
+#include <span>
+#include <stdexcept>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include "../support/refusal.hpp"
+#include "../support/temporary_folder.hpp"
+#include "dllm_cache/models/safetensors_writer.hpp"
+
+namespace {
+
+using Catch::Matchers::Contains;
+using dllm_cache::models::CheckpointFolder;
+using dllm_cache::models::SafetensorsWriter;
+using dllm_cache::models::Tensor;
+using dllm_cache::models::TensorType;
+using dllm_cache::testing::refusal;
+using dllm_cache::testing::TemporaryFolder;
+namespace models = dllm_cache::models;
+
+// A file of F32 tensors of shape [2, 1], each holding its number and minus its number.
+void write_weights(const std::filesystem::path& path,
+                   const std::vector<std::pair<std::string, float>>& tensors) {
+  SafetensorsWriter writer;
+  for (const auto& [name, number] : tensors) {
+    const std::vector<float> values = {number, -number};
+    writer.add(name, TensorType::F32, {2, 1}, std::as_bytes(std::span(values)));
+  }
+  writer.write(path);
+}
+
+float first_value(const Tensor& tensor) {
+  float value = 0;
+  std::memcpy(&value, tensor.bytes.data(), sizeof(value));
+  return value;
+}
+
+std::string index_text(const std::string& weight_map) {
+  return R"({"metadata":{"total_size":16},"weight_map":)" + weight_map + "}";
+}
+
+// config.json and two shards: "a" and "c" in the first, "b" in the second.
+class ShardedFolder : public TemporaryFolder {
+ public:
+  ShardedFolder() {
+    write("config.json", R"({"n_layers":2})");
+    write_weights(*this / "part-1.safetensors", {{"a", 1.0F}, {"c", 3.0F}});
+    write_weights(*this / "part-2.safetensors", {{"b", 2.0F}});
+    write_index(R"({"a":"part-1.safetensors","b":"part-2.safetensors","c":"part-1.safetensors"})");
+  }
+  void write_index(const std::string& weight_map) const {
+    write("model.safetensors.index.json", index_text(weight_map));
+  }
+};
+
+std::string refusal_of(const std::filesystem::path& folder) {
+  return refusal<std::runtime_error>([&] { return CheckpointFolder(folder).path(); });
+}
+
+const std::filesystem::path config_file = "some/config.json";
+
+// What a config reader says to the value `text` of the key "k".
+template <class Reader>
+std::string refusal_of_value(std::string_view text, Reader&& reader) {
+  const auto config = nlohmann::json::parse("{\"k\":" + std::string(text) + "}");
+  return refusal<std::runtime_error>([&] { return reader(config); });
+}
+
+}  // namespace
+
+// ---- folders that are read
+
+TEST_CASE("CheckpointFolder: a single weights file is read", "[checkpoint]") {
+  const TemporaryFolder folder;
+  folder.write("config.json", R"({"model_type":"llada","n_layers":2})");
+  write_weights(folder / "model.safetensors", {{"wte", 4.0F}, {"norm", 5.0F}});
+  const CheckpointFolder checkpoint(folder.path());
+
+  REQUIRE(checkpoint.path() == folder.path());
+  REQUIRE(checkpoint.config_path() == folder / "config.json");
+  REQUIRE(checkpoint.config().at("n_layers") == 2);
+  REQUIRE(first_value(checkpoint.tensor("wte", {2, 1})) == 4.0F);
+  REQUIRE(first_value(checkpoint.tensor("norm", {2, 1})) == 5.0F);
+}
+
+TEST_CASE("CheckpointFolder: the tensors of all shards are found", "[checkpoint]") {
+  const ShardedFolder folder;
+  const CheckpointFolder checkpoint(folder.path());
+  REQUIRE(first_value(checkpoint.tensor("a", {2, 1})) == 1.0F);
+  REQUIRE(first_value(checkpoint.tensor("b", {2, 1})) == 2.0F);
+  REQUIRE(first_value(checkpoint.tensor("c", {2, 1})) == 3.0F);
+}
+
+TEST_CASE("CheckpointFolder: find gives the tensor, or nullptr", "[checkpoint]") {
+  const ShardedFolder folder;
+  const CheckpointFolder checkpoint(folder.path());
+  REQUIRE(checkpoint.find("b") == &checkpoint.tensor("b", {2, 1}));
+  REQUIRE(checkpoint.find("lm_head.weight") == nullptr);
+}
+
+TEST_CASE("CheckpointFolder: the index decides which shard a tensor comes from", "[checkpoint]") {
+  const ShardedFolder folder;
+  write_weights(folder / "part-2.safetensors", {{"a", 7.0F}, {"b", 2.0F}, {"unlisted", 8.0F}});
+  const CheckpointFolder checkpoint(folder.path());
+  REQUIRE(first_value(checkpoint.tensor("a", {2, 1})) == 1.0F);
+  REQUIRE(checkpoint.find("unlisted") == nullptr);
+}
+
+TEST_CASE("CheckpointFolder: a single weights file wins over an index", "[checkpoint]") {
+  const ShardedFolder folder;
+  write_weights(folder / "model.safetensors", {{"a", 9.0F}});
+  const CheckpointFolder checkpoint(folder.path());
+  REQUIRE(first_value(checkpoint.tensor("a", {2, 1})) == 9.0F);
+  REQUIRE(checkpoint.find("b") == nullptr);
+}
+
+TEST_CASE("CheckpointFolder: weights behind links are read, as in a download cache",
+          "[checkpoint]") {
+  const TemporaryFolder folder;
+  const TemporaryFolder blobs;
+  write_weights(blobs / "0123abcd", {{"a", 6.0F}});
+  folder.write("config.json", "{}");
+  std::filesystem::create_symlink(blobs / "0123abcd", folder / "model.safetensors");
+  REQUIRE(first_value(CheckpointFolder(folder.path()).tensor("a", {2, 1})) == 6.0F);
+}
+
+TEST_CASE("CheckpointFolder: its lifetime keeps tensors and config after the object is gone",
+          "[checkpoint]") {
+  const ShardedFolder folder;
+  std::shared_ptr<const void> lifetime;
+  const Tensor* tensor = nullptr;
+  const nlohmann::json* config = nullptr;
+  {
+    const CheckpointFolder checkpoint(folder.path());
+    lifetime = checkpoint.lifetime();
+    tensor = checkpoint.find("b");
+    config = &checkpoint.config();
+  }
+  REQUIRE(first_value(*tensor) == 2.0F);  // AddressSanitizer or a fault tells if it was unmapped
+  REQUIRE(tensor->name == "b");
+  REQUIRE(config->at("n_layers") == 2);
+}
+
+TEST_CASE("CheckpointFolder: a copy shares the mapped weights", "[checkpoint]") {
+  const ShardedFolder folder;
+  const CheckpointFolder first(folder.path());
+  const CheckpointFolder second = first;
+  REQUIRE(second.find("a") == first.find("a"));
+  REQUIRE(second.lifetime() == first.lifetime());
+}
+
+// ---- tensors that are not as expected
+
+TEST_CASE("CheckpointFolder: another shape is refused with file, tensor and both shapes",
+          "[checkpoint][refusal]") {
+  const ShardedFolder folder;
+  const CheckpointFolder checkpoint(folder.path());
+  using Shape = std::vector<std::int64_t>;
+  const auto [shape, text] = GENERATE(table<Shape, std::string>({
+      {Shape{1, 2}, "[1, 2]"},
+      {Shape{2}, "[2]"},
+      {Shape{2, 1, 1}, "[2, 1, 1]"},
+      {Shape{}, "[]"},
+  }));
+  const std::string message = refusal<std::runtime_error>(
+      [&, &wanted = shape] { return checkpoint.tensor("b", std::span(wanted)).name; });
+  REQUIRE_THAT(message, Contains("part-2.safetensors\"") && Contains("tensor \"b\"") &&
+                            Contains("expected shape " + text + ", got [2, 1]"));
+}
+
+TEST_CASE("CheckpointFolder: a tensor that is not there is refused with file, tensor and shape",
+          "[checkpoint][refusal]") {
+  const ShardedFolder folder;
+  const CheckpointFolder checkpoint(folder.path());
+  const std::string message =
+      refusal<std::runtime_error>([&] { return checkpoint.tensor("norm.weight", {64}).name; });
+  REQUIRE_THAT(message, Contains("model.safetensors.index.json") &&
+                            Contains("tensor \"norm.weight\"") &&
+                            Contains("expected shape [64], got no such tensor"));
+}
+
+TEST_CASE("CheckpointFolder: without an index the message about an absent tensor names the weights",
+          "[checkpoint][refusal]") {
+  const TemporaryFolder folder;
+  folder.write("config.json", "{}");
+  write_weights(folder / "model.safetensors", {});
+  const CheckpointFolder checkpoint(folder.path());
+  const std::string message =
+      refusal<std::runtime_error>([&] { return checkpoint.tensor("x", {1}).name; });
+  REQUIRE_THAT(message, Contains("model.safetensors\"") && Contains("tensor \"x\""));
+}
+
+// ---- folders that are refused
+
+TEST_CASE("CheckpointFolder: a missing folder is refused", "[checkpoint][refusal]") {
+  const TemporaryFolder folder;
+  REQUIRE_THAT(refusal_of(folder / "LLaDA-8B"),
+               Contains("LLaDA-8B\"") && Contains("expected a folder, got none"));
+}
+
+TEST_CASE("CheckpointFolder: a file in place of the folder is refused", "[checkpoint][refusal]") {
+  const TemporaryFolder folder;
+  REQUIRE_THAT(refusal_of(folder.write("model.safetensors", "")),
+               Contains("model.safetensors\"") && Contains("expected a folder, got a file"));
+}
+
+TEST_CASE("CheckpointFolder: a missing config.json is refused", "[checkpoint][refusal]") {
+  const ShardedFolder folder;
+  std::filesystem::remove(folder / "config.json");
+  REQUIRE_THAT(refusal_of(folder.path()), Contains("config.json\"") && Contains("No such file"));
+}
+
+TEST_CASE("CheckpointFolder: a config.json that is no JSON object is refused",
+          "[checkpoint][refusal]") {
+  const ShardedFolder folder;
+  const auto [text, reason] = GENERATE(table<std::string, std::string>({
+      {"[1,2]", "expected a JSON object, got [1,2]"},
+      {"null", "expected a JSON object, got null"},
+      {"", "not valid JSON"},
+      {"{\"n_layers\":", "not valid JSON"},
+      {"{\"rope_theta\":NaN}", "not valid JSON"},
+      {"{\"n\":1,\"n\":2}", "key \"n\" stands twice"},
+      {std::string(100'000, '['), "nested too deep"},
+  }));
+  CAPTURE(text.substr(0, 40));
+  folder.write("config.json", text);
+  REQUIRE_THAT(refusal_of(folder.path()), Contains("config.json\"") && Contains(reason));
+}
+
+TEST_CASE("CheckpointFolder: a config.json above 100 MB is refused", "[checkpoint][refusal]") {
+  const ShardedFolder folder;
+  std::filesystem::resize_file(folder / "config.json", 100'000'001);  // sparse
+  REQUIRE_THAT(refusal_of(folder.path()),
+               Contains("config.json\"") && Contains("expected at most 100000000 bytes"));
+}
+
+TEST_CASE("CheckpointFolder: a folder without weights is refused", "[checkpoint][refusal]") {
+  const TemporaryFolder folder;
+  folder.write("config.json", "{}");
+  folder.write("pytorch_model.bin", "");
+  REQUIRE_THAT(refusal_of(folder.path()),
+               Contains(folder.path().string()) &&
+                   Contains("expected model.safetensors or model.safetensors.index.json") &&
+                   Contains("got neither"));
+}
+
+TEST_CASE("CheckpointFolder: a dangling link is refused by its own name, index or not",
+          "[checkpoint][refusal]") {
+  const ShardedFolder folder;
+  std::filesystem::create_symlink(folder / "gone", folder / "model.safetensors");
+  REQUIRE_THAT(refusal_of(folder.path()),
+               Contains("model.safetensors\"") && Contains("No such file"));
+}
+
+TEST_CASE("CheckpointFolder: damaged weights are refused by the name of their file",
+          "[checkpoint][refusal]") {
+  const ShardedFolder folder;
+  folder.write("part-2.safetensors", "short");
+  REQUIRE_THAT(refusal_of(folder.path()),
+               Contains("part-2.safetensors\"") && Contains("expected at least 8 bytes, got 5"));
+}
+
+TEST_CASE("CheckpointFolder: a malformed index is refused", "[checkpoint][refusal]") {
+  const ShardedFolder folder;
+  const auto [text, reason] = GENERATE(table<std::string, std::string>({
+      {"{", "not valid JSON"},
+      {"[]", "expected a JSON object, got []"},
+      {"{}", "weight_map: expected an object, got none"},
+      {index_text("null"), "weight_map: expected an object, got null"},
+      {index_text(R"(["part-1.safetensors"])"), "weight_map: expected an object, got ["},
+      {index_text(R"({"a":"part-1.safetensors","a":"part-2.safetensors"})"), "\"a\" stands twice"},
+      {index_text(R"({"a":3})"), "tensor \"a\": weight_map: expected the name of a file"},
+      {index_text(R"({"a":null})"), "tensor \"a\": weight_map: expected the name of a file"},
+  }));
+  CAPTURE(text);
+  folder.write("model.safetensors.index.json", text);
+  REQUIRE_THAT(refusal_of(folder.path()),
+               Contains("model.safetensors.index.json\"") && Contains(reason));
+}
+
+TEST_CASE("CheckpointFolder: a shard outside the folder is refused even if it exists",
+          "[checkpoint][refusal]") {
+  const TemporaryFolder outer;
+  const std::filesystem::path inner = outer / "inner";
+  std::filesystem::create_directory(inner);
+  std::filesystem::create_directory(inner / "sub");
+  outer.write("inner/config.json", "{}");
+  for (const char* name : {"w.safetensors", "inner/sub/w.safetensors", "inner/sub\\w.safetensors",
+                           "inner/w.safetensors"}) {
+    write_weights(outer / name, {{"a", 1.0F}});
+  }
+  const std::string absolute = (outer / "w.safetensors").string();
+  const auto [shard, shown] = GENERATE_COPY(table<std::string, std::string>({
+      {"../w.safetensors", "../w.safetensors"},
+      {absolute, "w.safetensors"},
+      {"sub/w.safetensors", "sub/w.safetensors"},
+      {"sub\\w.safetensors", "sub\\w.safetensors"},
+      {"./w.safetensors", "./w.safetensors"},
+      {std::string("w.safetensors\0x", 15), "w.safetensors\\x00x"},
+      {"..", "\"..\""},
+      {".", "\".\""},
+      {"", "\"\""},
+  }));
+  nlohmann::json index;
+  index["weight_map"]["a"] = shard;
+  outer.write("inner/model.safetensors.index.json", index.dump());
+  REQUIRE_THAT(refusal_of(inner),
+               Contains("model.safetensors.index.json\"") && Contains("tensor \"a\"") &&
+                   Contains("expected the name of a file in this folder") && Contains(shown));
+}
+
+TEST_CASE("CheckpointFolder: a missing shard is refused", "[checkpoint][refusal]") {
+  const ShardedFolder folder;
+  std::filesystem::remove(folder / "part-2.safetensors");
+  REQUIRE_THAT(refusal_of(folder.path()),
+               Contains("part-2.safetensors\"") && Contains("No such file"));
+}
+
+TEST_CASE("CheckpointFolder: a tensor that is not in the shard of the index is refused",
+          "[checkpoint][refusal]") {
+  const ShardedFolder folder;
+  folder.write_index(R"({"a":"part-1.safetensors","c":"part-2.safetensors"})");
+  REQUIRE_THAT(refusal_of(folder.path()),
+               Contains("part-2.safetensors\"") && Contains("tensor \"c\"") &&
+                   Contains("expected here by \"model.safetensors.index.json\"") &&
+                   Contains("got no such tensor"));
+}
+
+// ---- config readers
+
+TEST_CASE("config readers: values inside the range are given, its ends included", "[config]") {
+  const auto config = nlohmann::json::parse(
+      R"({"low":1,"high":32,"least":-9223372036854775808,"theta":500000.0,"whole":2,"yes":true,)"
+      R"("no":false,"type":"llada"})");
+  constexpr std::int64_t least = std::numeric_limits<std::int64_t>::min();
+  REQUIRE(models::config_integer(config, config_file, "low", 1, 32) == 1);
+  REQUIRE(models::config_integer(config, config_file, "high", 1, 32) == 32);
+  REQUIRE(models::config_integer(config, config_file, "least", least, 0) == least);
+  REQUIRE(models::config_number(config, config_file, "theta", 1.0, 500000.0) == 500000.0);
+  REQUIRE(models::config_number(config, config_file, "whole", 2.0, 3.0) == 2.0);
+  REQUIRE(models::config_bool(config, config_file, "yes"));
+  REQUIRE_FALSE(models::config_bool(config, config_file, "no"));
+  REQUIRE(models::config_string(config, config_file, "type") == "llada");
+  REQUIRE(models::optional_config_integer(config, config_file, "low", 1, 32) == 1);
+  REQUIRE(models::optional_config_number(config, config_file, "theta", 1.0, 1e6) == 500000.0);
+  REQUIRE(models::optional_config_bool(config, config_file, "no") == false);
+  REQUIRE(models::optional_config_string(config, config_file, "type") == "llada");
+}
+
+TEST_CASE("config readers: optional ones give none where the key is absent or null", "[config]") {
+  const auto config = nlohmann::json::parse(R"({"k":null})");
+  const std::string key = GENERATE("k", "absent");
+  REQUIRE(models::optional_config_integer(config, config_file, key, 1, 2) == std::nullopt);
+  REQUIRE(models::optional_config_number(config, config_file, key, 1, 2) == std::nullopt);
+  REQUIRE(models::optional_config_bool(config, config_file, key) == std::nullopt);
+  REQUIRE(models::optional_config_string(config, config_file, key) == std::nullopt);
+}
+
+TEST_CASE("config readers: the others refuse a key that is absent or null", "[config][refusal]") {
+  const auto config = nlohmann::json::parse(R"({"null_key":null})");
+  const std::string key = GENERATE("null_key", "absent_key");
+  const auto refused = [&](const std::string& expected, auto reader) {
+    REQUIRE_THAT(refusal<std::runtime_error>([&] { return reader(config, config_file, key); }),
+                 Contains("some/config.json\"") && Contains("key \"" + key + "\"") &&
+                     Contains("expected " + expected + ", got none"));
+  };
+  refused("an integer in [1, 32]",
+          [](const auto&... place) { return models::config_integer(place..., 1, 32); });
+  refused("a number in [0, 1]",
+          [](const auto&... place) { return models::config_number(place..., 0, 1); });
+  refused("true or false", models::config_bool);
+  refused("a string", models::config_string);
+}
+
+TEST_CASE("config readers: an integer of another kind or outside the range is refused",
+          "[config][refusal]") {
+  const std::string value = GENERATE("0", "33", "-1", "2.0", "\"2\"", "true", "[2]", "[]",
+                                     "9223372036854775808", "18446744073709551615");
+  const auto reader = [](const nlohmann::json& config) {
+    return models::optional_config_integer(config, config_file, "k", 1, 32).has_value();
+  };
+  REQUIRE_THAT(refusal_of_value(value, reader),
+               Contains("some/config.json\"") && Contains("key \"k\"") &&
+                   Contains("expected an integer in [1, 32], got " + value));
+}
+
+TEST_CASE("config readers: an integer that does not fit in 64 signed bits is refused, not wrapped",
+          "[config][refusal]") {
+  const auto reader = [](const nlohmann::json& config) {
+    return models::config_integer(config, config_file, "k",
+                                  std::numeric_limits<std::int64_t>::min(),
+                                  std::numeric_limits<std::int64_t>::max());
+  };
+  REQUIRE_THAT(refusal_of_value("18446744073709551615", reader),
+               Contains("got 18446744073709551615"));
+}
+
+TEST_CASE("config readers: a number of another kind or outside the range is refused",
+          "[config][refusal]") {
+  const std::string value = GENERATE("0.5", "1000001", "-3", "\"10.0\"", "true", "[10.0]");
+  const auto reader = [](const nlohmann::json& config) {
+    return models::optional_config_number(config, config_file, "k", 1.0, 1e6).has_value();
+  };
+  REQUIRE_THAT(refusal_of_value(value, reader),
+               Contains("some/config.json\"") && Contains("key \"k\"") &&
+                   Contains("expected a number in [1, 1000000], got " + value));
+}
+
+TEST_CASE("config readers: a NaN that a program put there is refused", "[config][refusal]") {
+  const nlohmann::json config = {{"k", std::numeric_limits<double>::quiet_NaN()}};
+  REQUIRE_THAT(refusal<std::runtime_error>(
+                   [&] { return models::config_number(config, config_file, "k", 0, 1); }),
+               Contains("some/config.json\"") && Contains("key \"k\""));
+}
+
+TEST_CASE("config readers: a truth value must be true or false", "[config][refusal]") {
+  const std::string value = GENERATE("0", "1", "\"true\"", "[true]");
+  const auto reader = [](const nlohmann::json& config) {
+    return models::optional_config_bool(config, config_file, "k").has_value();
+  };
+  REQUIRE_THAT(refusal_of_value(value, reader),
+               Contains("some/config.json\"") && Contains("key \"k\"") &&
+                   Contains("expected true or false, got " + value));
+}
+
+TEST_CASE("config readers: a string must be a string", "[config][refusal]") {
+  const auto [value, shown] = GENERATE(table<std::string, std::string>(
+      {{"1", "1"}, {"[\"llada\"]", "[\"llada\"]"}, {"{}", "an object"}, {"false", "false"}}));
+  const auto reader = [](const nlohmann::json& config) {
+    return models::optional_config_string(config, config_file, "k").has_value();
+  };
+  REQUIRE_THAT(refusal_of_value(value, reader), Contains("some/config.json\"") &&
+                                                    Contains("key \"k\"") &&
+                                                    Contains("expected a string, got " + shown));
+}
+
+TEST_CASE("config readers: a key is looked for in objects only", "[config][refusal]") {
+  const nlohmann::json config = nlohmann::json::array();
+  REQUIRE_THAT(refusal<std::runtime_error>([&] {
+                 return models::optional_config_bool(config, config_file, "k").has_value();
+               }),
+               Contains("some/config.json\"") && Contains("key \"k\"") &&
+                   Contains("expected it in a JSON object, got []"));
+}
