@@ -2,11 +2,12 @@
 #pragma once
 
 #include <cmath>
-#include <cstring>
+#include <cstdint>
+#include <list>
 #include <memory>
-#include <random>
 #include <vector>
 
+#include "dllm_cache/decoding/random.hpp"
 #include "dllm_cache/models/transformer_runner.hpp"
 
 namespace bench {
@@ -14,20 +15,25 @@ namespace bench {
 using dllm_cache::Index;
 namespace models = dllm_cache::models;
 
-/// A LLaDA-like model of seeded random float32 weights, scaled as at initialisation.
+/// A LLaDA-like model of seeded random weights, scaled as at initialisation, made in memory.
+///
+/// `distinct` layers are made and repeated in turn where there are more (0: all are distinct), so
+/// that the products of a large model can be timed in little memory.
 inline std::shared_ptr<const models::TransformerModel> random_model(
-    const models::TransformerConfig& config, std::uint32_t seed,
-    const models::ComputeOptions& options = {}) {
-  struct Storage {
-    std::vector<std::vector<float>> tensors;
-  };
-  auto storage = std::make_shared<Storage>();
-  std::mt19937 engine(seed);
-  const auto matrix = [&](Index rows, Index cols) {
-    std::uniform_real_distribution<float> uniform(-1.0F, 1.0F);
-    auto& elements = storage->tensors.emplace_back(static_cast<std::size_t>(rows * cols));
-    const float scale = std::sqrt(3.0F / static_cast<float>(cols));
-    for (float& element : elements) element = scale * uniform(engine);
+    const models::TransformerConfig& config, std::uint64_t seed,
+    const models::ComputeOptions& options = {}, Index distinct = 0) {
+  // Weights that a backend copies into its own layout need not be kept.
+  const bool keeps =
+      options.backend == models::Backend::Eigen && options.precision == models::Precision::Float32;
+  auto kept = std::make_shared<std::list<std::vector<float>>>();
+  const auto matrix = [&](std::list<std::vector<float>>& to, Index rows, Index cols) {
+    auto& elements = to.emplace_back(static_cast<std::size_t>(rows * cols));
+    const double scale = std::sqrt(12.0 / static_cast<double>(cols));  // variance 1 / cols
+    std::uint64_t state = ++seed * 0x9e3779b97f4a7c15ULL;
+    for (float& element : elements) {
+      state = state * 6364136223846793005ULL + 1442695040888963407ULL;
+      element = static_cast<float>(scale * (static_cast<double>(state >> 40) * 0x1.0p-24 - 0.5));
+    }
     models::Tensor tensor;
     tensor.name = "random";
     tensor.shape = {rows, cols};
@@ -35,7 +41,8 @@ inline std::shared_ptr<const models::TransformerModel> random_model(
     return tensor;
   };
   const auto linear = [&](Index outputs, Index inputs) {
-    return models::Linear(matrix(outputs, inputs), nullptr, options);
+    std::list<std::vector<float>> passing;
+    return models::Linear(matrix(keeps ? *kept : passing, outputs, inputs), nullptr, options);
   };
   const auto norm = [&] {
     models::RmsNorm unit;
@@ -45,20 +52,28 @@ inline std::shared_ptr<const models::TransformerModel> random_model(
   auto model = std::make_shared<models::TransformerModel>();
   model->architecture = "random";
   model->config = config;
-  model->embedding = matrix(config.vocabulary, config.width);
-  for (Index i = 0; i < config.layers; ++i)
-    model->layers.push_back({.attention_norm = norm(),
-                             .feed_forward_norm = norm(),
-                             .query = linear(config.query_width(), config.width),
-                             .key = linear(config.kv_width(), config.width),
-                             .value = linear(config.kv_width(), config.width),
-                             .output = linear(config.width, config.query_width()),
-                             .gate = linear(config.feed_forward, config.width),
-                             .up = linear(config.feed_forward, config.width),
-                             .down = linear(config.width, config.feed_forward)});
+  model->compute = options;
+  model->embedding = matrix(*kept, config.vocabulary, config.width);
+  for (Index i = 0; i < config.layers; ++i) {
+    if (distinct > 0 && i >= distinct) {
+      model->layers.push_back(model->layers[static_cast<std::size_t>(i % distinct)]);
+      continue;
+    }
+    models::LayerWeights layer;
+    layer.attention_norm = norm();
+    layer.feed_forward_norm = norm();
+    layer.query = linear(config.query_width(), config.width);
+    layer.key = linear(config.kv_width(), config.width);
+    layer.value = linear(config.kv_width(), config.width);
+    layer.output = linear(config.width, config.query_width());
+    layer.gate = linear(config.feed_forward, config.width);
+    layer.up = linear(config.feed_forward, config.width);
+    layer.down = linear(config.width, config.feed_forward);
+    model->layers.push_back(std::move(layer));
+  }
   model->final_norm = norm();
   model->head = linear(config.vocabulary, config.width);
-  model->lifetime = storage;
+  model->lifetime = kept;
   return model;
 }
 

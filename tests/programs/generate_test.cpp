@@ -247,7 +247,7 @@ TEST_CASE("dllm-generate: a bad option ends with 2 and one line", "[programs]") 
   check_refusal(run(good + "--ratio 2"), 2, "ratio");
   check_refusal(run(good + "--ratio nan"), 2, "ratio");
   check_refusal(run(good + "--threads 0"), 2, "threads");
-  check_refusal(run(good + "--no-cache --ratio 0.5"), 2, "excludes");
+  check_refusal(run(good + "--no-cache --ratio 0.5"), 2, "--ratio");
   check_refusal(run(good + "--frobnicate"), 2, "frobnicate");
   check_refusal(run(model("llada-tiny")), 2, "--request");
   check_refusal(run(request("uncached-blocks")), 2, "--model");

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <Eigen/Core>
+
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
@@ -59,35 +61,39 @@ class Predictor {
  public:
   /// Predicts row `row` of a sequence from its logits `[vocabulary]`; equal logits: lower token.
   ///
-  /// Throws std::runtime_error naming the row when no logit is a number above -infinity.
+  /// A logit that is no number counts as -infinity. Throws std::runtime_error naming the row when
+  /// no logit is above -infinity, or one is +infinity.
   [[nodiscard]] Prediction predict(Index row, std::span<const float> logits,
                                    const PredictionRule& rule, const RandomKey& key) {
-    const std::span<const double> scores = scale(row, logits, rule);
-    const double highest = *std::max_element(scores.begin(), scores.end());
-    double sum = 0.0, weighted = 0.0;
-    for (const double score : scores) {
-      if (score == cut) continue;
-      const double exponential = std::exp(score - highest);
-      sum += exponential;
-      weighted += exponential * (score - highest);
+    scale(logits, rule);
+    const auto size = static_cast<Index>(m_scores.size());
+    const Eigen::Map<const Eigen::ArrayXd> scores(m_scores.data(), size);
+    const double highest = size > 0 ? scores.maxCoeff() : cut;
+    if (highest == cut)
+      throw std::runtime_error(
+          detail::text("Predictor: logits of row ", row, " hold no number above -infinity"));
+    if (highest == -cut)
+      throw std::runtime_error(detail::text("Predictor: logits of row ", row, " hold +infinity"));
+    if (rule.sampling == Sampling::Categorical) {
+      if (rule.top_p < 1.0) keep_top_p(rule.top_p);
+      if (rule.top_k > 0) keep_top_k(rule.top_k);
     }
-    Prediction prediction{.row = row, .token = choose(scores, rule, key)};
-    prediction.entropy = std::log(sum) - weighted / sum;
-    const auto probability = [&](double score) {
-      return score == cut ? 0.0 : std::exp(score - highest) / sum;
-    };
+    m_weights.resize(m_scores.size());
+    Eigen::Map<Eigen::ArrayXd> weights(m_weights.data(), size);
+    weights = (scores - highest).exp();  // 0 for a score that was cut
+    const double sum = weights.sum();
+    Prediction prediction{.row = row, .token = choose(highest, rule, key)};
+    // The bound keeps 0 * -infinity out; below it a weight is 0 in any case.
+    prediction.entropy = std::log(sum) - (weights * (scores - highest).max(-1e3)).sum() / sum;
     switch (rule.confidence) {
       case Confidence::Probability:
-        prediction.confidence = probability(scores[static_cast<std::size_t>(prediction.token)]);
+        prediction.confidence = m_weights[static_cast<std::size_t>(prediction.token)] / sum;
         break;
       case Confidence::Margin:
-        prediction.confidence = 1.0 / sum - probability(second(scores));
+        prediction.confidence = (1.0 - second_weight()) / sum;
         break;
       case Confidence::NegativeEntropy:
-        for (const double score : scores) {
-          const double p = probability(score);
-          prediction.confidence += p * std::log(p + 1e-10);
-        }
+        prediction.confidence = ((weights / sum) * (weights / sum + 1e-10).log()).sum();
         break;
       case Confidence::Random:
         prediction.confidence = RowRandom(key, RandomUse::Confidence).uniform(0);
@@ -99,26 +105,17 @@ class Predictor {
  private:
   static constexpr double cut = -std::numeric_limits<double>::infinity();
 
-  // The logits behind the confidence, in double: tempered and cut as the rule says.
-  std::span<const double> scale(Index row, std::span<const float> logits,
-                                const PredictionRule& rule) {
+  // The logits behind the confidence, in double and tempered; what may not be predicted is cut.
+  void scale(std::span<const float> logits, const PredictionRule& rule) {
     m_scores.resize(logits.size());
     const bool tempered = rule.sampling == Sampling::Categorical && rule.temperature > 0.0;
-    bool any = false;
+    const double divisor = tempered ? rule.temperature : 1.0;
     for (std::size_t i = 0; i < logits.size(); ++i) {
       const double logit = logits[i];
-      const bool kept = static_cast<std::int32_t>(i) != rule.excluded_token && logit > cut;
-      m_scores[i] = !kept ? cut : tempered ? logit / rule.temperature : logit;  // NaN is not kept
-      any = any || kept;
+      m_scores[i] = logit > cut ? logit / divisor : cut;  // so NaN is cut too
     }
-    if (!any)
-      throw std::runtime_error(
-          detail::text("Predictor: logits of row ", row, " hold no number above -infinity"));
-    if (rule.sampling == Sampling::Categorical) {
-      if (rule.top_p < 1.0) keep_top_p(rule.top_p);
-      if (rule.top_k > 0) keep_top_k(rule.top_k);
-    }
-    return m_scores;
+    if (rule.excluded_token >= 0 && static_cast<std::size_t>(rule.excluded_token) < m_scores.size())
+      m_scores[static_cast<std::size_t>(rule.excluded_token)] = cut;
   }
 
   void sort_order() {
@@ -152,19 +149,20 @@ class Predictor {
       if (score < least) score = cut;
   }
 
-  static std::int32_t choose(std::span<const double> scores, const PredictionRule& rule,
-                             const RandomKey& key) {
+  [[nodiscard]] std::int32_t choose(double highest, const PredictionRule& rule,
+                                    const RandomKey& key) const {
+    if (rule.temperature <= 0.0)
+      return static_cast<std::int32_t>(std::find(m_scores.begin(), m_scores.end(), highest) -
+                                       m_scores.begin());
+    // Gumbel noise of LLaDA: argmax of logit - temperature * log(-log u). A categorical draw adds
+    // the plain noise to logits that are divided already.
+    const double strength = rule.sampling == Sampling::Categorical ? 1.0 : rule.temperature;
     const RowRandom noise(key, RandomUse::Token);
-    // Gumbel noise of LLaDA: argmax of logit - temperature * log(-log u). A tempered categorical
-    // draw adds the plain noise to logits that are divided already.
-    const double strength = rule.temperature <= 0.0                  ? 0.0
-                            : rule.sampling == Sampling::Categorical ? 1.0
-                                                                     : rule.temperature;
     double best = cut;
     std::int32_t token = no_token;
-    for (std::size_t i = 0; i < scores.size(); ++i) {
-      if (scores[i] == cut) continue;
-      const double score = strength > 0.0 ? scores[i] + strength * noise.gumbel(i) : scores[i];
+    for (std::size_t i = 0; i < m_scores.size(); ++i) {
+      if (m_scores[i] == cut) continue;
+      const double score = m_scores[i] + strength * noise.gumbel(i);
       if (token == no_token || score > best) {
         best = score;
         token = static_cast<std::int32_t>(i);
@@ -173,21 +171,22 @@ class Predictor {
     return token;
   }
 
-  // The second largest score, with multiplicity.
-  static double second(std::span<const double> scores) {
-    double first = cut, next = cut;
-    for (const double score : scores) {
-      if (score > first) {
+  // The second largest weight, with multiplicity (the largest is 1).
+  [[nodiscard]] double second_weight() const {
+    double first = 0.0, next = 0.0;
+    for (const double weight : m_weights) {
+      if (weight > first) {
         next = first;
-        first = score;
-      } else if (score > next) {
-        next = score;
+        first = weight;
+      } else if (weight > next) {
+        next = weight;
       }
     }
     return next;
   }
 
   std::vector<double> m_scores;
+  std::vector<double> m_weights;  // exp(score - highest)
   std::vector<std::size_t> m_order;
 };
 

@@ -26,6 +26,7 @@ namespace dllm_cache::models {
   auto model = std::make_shared<TransformerModel>();
   model->architecture = "DreamModel";
   model->lifetime = folder.lifetime();
+  model->compute = options;
   TransformerConfig& config = model->config;
   config.layers = integer("num_hidden_layers", 1 << 16);
   config.width = integer("hidden_size", widest);

@@ -28,6 +28,7 @@ namespace dllm_cache::models {
   auto model = std::make_shared<TransformerModel>();
   model->architecture = "LLaDAModelLM";
   model->lifetime = folder.lifetime();
+  model->compute = options;
   TransformerConfig& config = model->config;
   config.layers = integer("n_layers", 1 << 16);
   config.width = integer("d_model", widest);

@@ -10,6 +10,7 @@
 #endif
 
 #include "dllm_cache/detail/buffer.hpp"
+#include "dllm_cache/detail/error.hpp"
 
 namespace dllm_cache::models {
 
@@ -45,6 +46,7 @@ class OpenMpThreads {
 
 /// Scratch memory of one thread of a team.
 struct Scratch {
+  int thread = 0;  ///< Its number in the team, from 0.
   dllm_cache::detail::Buffer<float> floats;
 };
 
@@ -57,6 +59,8 @@ class ThreadTeam {
     if (threads < 1)
       dllm_cache::detail::refuse_argument("ThreadTeam: threads must be at least 1, got ", threads);
     m_scratch.resize(static_cast<std::size_t>(threads));
+    for (int thread = 0; thread < threads; ++thread)
+      m_scratch[static_cast<std::size_t>(thread)].thread = thread;
   }
 
   [[nodiscard]] int threads() const { return m_threads; }

@@ -42,7 +42,8 @@ struct LayerWeights {
 struct TransformerModel {
   std::string architecture;  ///< As config.json names it.
   TransformerConfig config;
-  Tensor embedding;  ///< `[vocabulary, width]`
+  ComputeOptions compute;  ///< What the weights were laid out for.
+  Tensor embedding;        ///< `[vocabulary, width]`
   std::vector<LayerWeights> layers;
   RmsNorm final_norm;
   Linear head;                           ///< `[vocabulary, width]`; the embedding itself when tied.

@@ -7,6 +7,9 @@
 #include <utility>
 
 #include "dllm_cache/models/transformer_model.hpp"
+#if DLLM_CACHE_HAS_ONEDNN
+#include "dllm_cache/models/onednn_attention.hpp"
+#endif
 
 namespace dllm_cache::models {
 
@@ -86,6 +89,21 @@ class TransformerRunner {
  private:
   friend class TransformerLayerHandle;
 
+  template <StoredScalar Stored>
+  void attend_rows(MatrixView<const float> q, std::span<const Segment<Stored>> segments,
+                   MatrixView<float> out) {
+#if DLLM_CACHE_HAS_ONEDNN
+    if (m_model->compute.backend == Backend::OneDnn) {
+      if (m_model->compute.precision == Precision::Float32)
+        m_attention.attend(q, segments, config().heads, out, m_team);
+      else
+        m_bf16_attention.attend(q, segments, config().heads, out, m_team);
+      return;
+    }
+#endif
+    attend(q, segments, config().heads, out, m_team);
+  }
+
   // A view with the memory behind its last row that products want; see Products.
   static MatrixView<float> padded(dllm_cache::detail::Buffer<float>& memory, Index rows,
                                   Index cols) {
@@ -96,6 +114,10 @@ class TransformerRunner {
   ThreadTeam m_team;
   Products m_products;
   RotaryEmbedding m_rotary;
+#if DLLM_CACHE_HAS_ONEDNN
+  OneDnnAttention<float> m_attention{m_team.threads()};
+  OneDnnAttention<Eigen::bfloat16> m_bf16_attention{m_team.threads()};
+#endif
   dllm_cache::detail::Buffer<float> m_normed;    // [m, d] after a norm
   dllm_cache::detail::Buffer<float> m_attended;  // [m, heads * head_dim]
   dllm_cache::detail::Buffer<float> m_residual;  // [m, d] after attention
@@ -132,7 +154,7 @@ void TransformerLayerHandle::update(MatrixView<const float> x, MatrixView<const 
     return TransformerRunner::padded(memory, x.rows, cols);
   };
   const MatrixView<float> attended = padded(runner.m_attended, q.cols);
-  attend(q, segments, config.heads, attended, runner.m_team);
+  runner.attend_rows(q, segments, attended);
   for (const Segment<Stored>& segment : segments)
     runner.m_attention_operations += 4.0 * static_cast<double>(segment.end - segment.begin) *
                                      static_cast<double>(segment.keys.rows) *

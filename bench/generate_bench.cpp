@@ -1,0 +1,315 @@
+// SPDX-License-Identifier: Apache-2.0
+// Whole generations on a LLaDA shape of random weights made in memory, uncached and cached steps in
+// turn in one process. Names: generate/SETTING/PRECISION/BACKEND; counters:
+//   uncached_s, cached_s      mean seconds a step (uncached: three equal steps)
+//   wall_ratio, ops_ratio     uncached / cached, on the clock and in counted operations
+//   peak_gflops               best product of 1024 rows in this run, same backend and precision
+//   uncached_peak_share, verify_peak_share   operations a second against that
+//   verify_s, verify_gb_s, read_gb_s   a verified step, the weights it reads a second, a read loop
+//   cache_bytes               features held
+// Every run verifies row counts and the first step's tokens. `--shape llada-8b` times a few steps
+// of each kind at full width instead.
+#include <benchmark/benchmark.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cstdio>
+#include <cstring>
+#include <memory>
+#include <numeric>
+#include <string>
+#include <vector>
+
+#include "dllm_cache/decoding/denoising_loop.hpp"
+#include "dllm_cache/dllm_cache.hpp"
+#include "support/random_model.hpp"
+
+using namespace dllm_cache;
+
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+double seconds_since(Clock::time_point start) {
+  return std::chrono::duration<double>(Clock::now() - start).count();
+}
+
+struct Setting {
+  std::string name;
+  Index prompt, response, steps;
+  DllmCachePolicy policy;
+};
+
+const Setting gsm8k{"gsm8k", 893, 256, 32, {100, 7, 0.25, true}};
+const Setting longbench{"longbench", 2016, 32, 32, {100, 8, 0.25, true}};
+
+models::TransformerConfig small_shape() {
+  models::TransformerConfig config;
+  config.layers = 16;
+  config.width = 1024;
+  config.heads = {.heads = 16, .kv_heads = 16, .head_dim = 64};
+  config.feed_forward = 3072;
+  config.vocabulary = 16384;
+  config.rotary_theta = 500000.0;
+  config.special = {.mask = 16383, .end_of_text = 16382};
+  return config;
+}
+
+models::TransformerConfig llada_8b_shape() {
+  models::TransformerConfig config;
+  config.layers = 32;
+  config.width = 4096;
+  config.heads = {.heads = 32, .kv_heads = 32, .head_dim = 128};
+  config.feed_forward = 12288;
+  config.vocabulary = 126464;
+  config.rotary_theta = 500000.0;
+  config.special = {.mask = 126336, .end_of_text = 126081};
+  return config;
+}
+
+std::vector<std::int32_t> prompt_tokens(const Setting& setting, Index vocabulary) {
+  std::vector<std::int32_t> tokens(static_cast<std::size_t>(setting.prompt));
+  for (std::size_t i = 0; i < tokens.size(); ++i)
+    tokens[i] =
+        static_cast<std::int32_t>((i * 7919 + 13) % static_cast<std::size_t>(vocabulary - 8));
+  return tokens;
+}
+
+/// Operations a second of the best product of 1024 rows among the shapes of a layer.
+double peak_flops(const models::TransformerModel& model, const models::ComputeOptions& options,
+                  int threads) {
+  models::ThreadTeam team(threads);
+  models::Products products(team);
+  double best = 0.0;
+  static_cast<void>(options);
+  const models::LayerWeights& layer = model.layers.front();
+  for (const models::Linear* linear : {&layer.query, &layer.gate, &layer.down}) {
+    std::vector<float> x(static_cast<std::size_t>(1024 * linear->inputs()), 0.5F);
+    std::vector<float> y(static_cast<std::size_t>(1024 * linear->outputs()));
+    for (int repeat = 0; repeat < 6; ++repeat) {
+      const auto start = Clock::now();
+      products.apply(dense_view<const float>(x.data(), 1024, linear->inputs()),
+                     {{linear, dense_view(y.data(), 1024, linear->outputs())}});
+      best = std::max(best, 2048.0 * static_cast<double>(linear->inputs()) *
+                                static_cast<double>(linear->outputs()) / seconds_since(start));
+    }
+  }
+  return best;
+}
+
+/// Bytes a second of reading a large array with all threads.
+double read_bandwidth(int threads) {
+  const std::vector<float> memory(std::size_t{64} << 20, 1.0F);  // 256 MiB
+  models::ThreadTeam team(threads);
+  double best = 0.0;
+  for (int repeat = 0; repeat < 3; ++repeat) {
+    std::vector<float> sums(256);
+    const auto start = Clock::now();
+    const auto part = static_cast<Index>(memory.size()) / 256;
+    team.for_each(256, 1e9, [&](Index task, models::Scratch&) {
+      sums[static_cast<std::size_t>(task)] =
+          Eigen::Map<const Eigen::ArrayXf>(memory.data() + task * part, part).sum();
+    });
+    benchmark::DoNotOptimize(sums.data());
+    best =
+        std::max(best, static_cast<double>(memory.size() * sizeof(float)) / seconds_since(start));
+  }
+  return best;
+}
+
+double weight_bytes(const models::TransformerConfig& c, models::Precision precision) {
+  const Index layer =
+      2 * c.width * c.query_width() + 2 * c.width * c.kv_width() + 3 * c.width * c.feed_forward;
+  return static_cast<double>(c.layers * layer + c.width * c.vocabulary) *
+         (precision == models::Precision::Float32 ? 4.0 : 2.0);
+}
+
+double mean(const std::vector<double>& all) {
+  return std::accumulate(all.begin(), all.end(), 0.0) / static_cast<double>(all.size());
+}
+
+double median(std::vector<double> all) {
+  std::nth_element(all.begin(), all.begin() + static_cast<std::ptrdiff_t>(all.size() / 2),
+                   all.end());
+  return all[all.size() / 2];
+}
+
+/// One generation whose steps are timed one by one.
+template <class Stored>
+class TimedRun {
+ public:
+  TimedRun(std::shared_ptr<const models::TransformerModel> model, const Setting& setting,
+           const AnyPolicy& policy, int threads)
+      : m_runner(std::move(model), threads), m_loop(m_runner) {
+    const auto tokens = prompt_tokens(setting, m_runner.vocabulary());
+    m_loop.add(tokens, {.response = setting.response, .steps = setting.steps}, policy);
+  }
+
+  void step() {
+    const double before = m_runner.operations();
+    const auto start = Clock::now();
+    m_loop.step();
+    seconds.push_back(seconds_since(start));
+    operations.push_back(m_runner.operations() - before);
+  }
+
+  [[nodiscard]] RowCounts counts() const { return m_loop.counts(0); }
+  [[nodiscard]] Index cache_bytes() const { return m_loop.cache_bytes(0); }
+  [[nodiscard]] std::vector<std::int32_t> tokens() const {
+    const auto all = m_loop.sequence(0).tokens();
+    return {all.begin(), all.end()};
+  }
+
+  std::vector<double> seconds, operations;  // of each step so far
+
+ private:
+  models::TransformerRunner m_runner;
+  DenoisingLoop<models::TransformerRunner, Stored> m_loop;
+};
+
+/// Rows that the method recomputes over a generation, from its definition.
+Index expected_updates(const Setting& s, Index layers) {
+  Index rows = 0;
+  const auto selected = static_cast<Index>(static_cast<double>(s.response) * s.policy.ratio);
+  for (Index step = 0; step < s.steps; ++step) {
+    if (step % s.policy.prompt_interval == 0) rows += layers * s.prompt;
+    rows += step % s.policy.response_interval == 0 ? layers * s.response
+                                                   : s.response + (layers - 1) * selected;
+  }
+  return rows;
+}
+
+template <class Stored>
+void run_generation(benchmark::State& state, const Setting& setting,
+                    const models::ComputeOptions& options) {
+  const int threads = models::available_threads();
+  const models::TransformerConfig config = small_shape();
+  const auto model = bench::random_model(config, 3, options);
+  for (auto _ : state) {
+    TimedRun<Stored> uncached(model, setting, NoCache{}, threads);
+    TimedRun<Stored> cached(model, setting, setting.policy, threads);
+    double peak = peak_flops(*model, options, threads);
+    // Uncached and cached steps take turns, so that both see the same machine.
+    cached.step();
+    uncached.step();
+    if (uncached.tokens() != cached.tokens())
+      state.SkipWithError("the first step of a cached run must be the uncached one");
+    for (Index step = 1; step < setting.steps; ++step) {
+      if (step % (setting.steps / 3) == 1) uncached.step();
+      cached.step();
+    }
+    peak = std::max(peak, peak_flops(*model, options, threads));
+    if (cached.counts().update != expected_updates(setting, config.layers))
+      state.SkipWithError("the cached run must recompute the rows that the method says");
+
+    // The first uncached step makes room; its three followers are equal steps.
+    const std::vector<double> plain(uncached.seconds.begin() + 1, uncached.seconds.end());
+    const std::vector<double> plain_operations(uncached.operations.begin() + 1,
+                                               uncached.operations.end());
+    std::vector<double> verified, verified_operations;
+    for (Index step = 2; step < setting.steps; ++step) {  // the first verified step makes room
+      if (step % setting.policy.response_interval == 0) continue;
+      verified.push_back(cached.seconds[static_cast<std::size_t>(step)]);
+      verified_operations.push_back(cached.operations[static_cast<std::size_t>(step)]);
+    }
+    auto& counters = state.counters;
+    counters["uncached_s"] = mean(plain);
+    counters["cached_s"] = mean(cached.seconds);
+    counters["wall_ratio"] = mean(plain) / mean(cached.seconds);
+    counters["ops_ratio"] = mean(plain_operations) / mean(cached.operations);
+    counters["peak_gflops"] = peak * 1e-9;
+    counters["uncached_peak_share"] = mean(plain_operations) / mean(plain) / peak;
+    counters["verify_peak_share"] = mean(verified_operations) / median(verified) / peak;
+    counters["verify_s"] = median(verified);
+    counters["verify_gb_s"] = weight_bytes(config, options.precision) / median(verified) * 1e-9;
+    counters["read_gb_s"] = read_bandwidth(threads) * 1e-9;
+    counters["cache_bytes"] = static_cast<double>(cached.cache_bytes());
+  }
+}
+
+// A few steps of each kind at full width; a whole generation is extrapolated from them.
+void run_llada_8b() {
+  const int threads = models::available_threads();
+  const models::ComputeOptions options{.precision = models::Precision::Bfloat16};
+  const models::TransformerConfig config = llada_8b_shape();
+  constexpr Index distinct = 4;
+  std::printf(
+      "LLaDA-8B shape, bf16, 32 layers whose weights repeat %td distinct ones, %d threads\n",
+      distinct, threads);
+  const auto model = bench::random_model(config, 5, options, distinct);
+  const Setting setting{"gsm8k", 893, 256, 256, {100, 7, 0.25, true}};
+  const double peak = peak_flops(*model, options, threads);
+  TimedRun<Eigen::bfloat16> cached(model, setting, setting.policy, threads);
+  for (int step = 0; step < 9; ++step) {
+    cached.step();
+    std::printf("  step %d: %.2f s, %.3g operations\n", step, cached.seconds.back(),
+                cached.operations.back());
+    std::fflush(stdout);
+  }
+  TimedRun<Eigen::bfloat16> uncached(model, setting, NoCache{}, threads);
+  uncached.step();
+  uncached.step();
+  const double full = uncached.seconds.back(), due = cached.seconds[7];
+  const double verified = median({cached.seconds.begin() + 2, cached.seconds.begin() + 7});
+  std::printf("peak product %.0f GFLOP/s; features %.2f GiB\n", peak * 1e-9,
+              static_cast<double>(cached.cache_bytes()) / 1073741824.0);
+  std::printf(
+      "uncached step %.2f s (%.0f %% of peak), response due %.2f s, verified %.2f s (%.0f %% "
+      "of peak)\n",
+      full, 100.0 * uncached.operations.back() / full / peak, due, verified,
+      100.0 * cached.operations[6] / verified / peak);
+  double total = 0.0;
+  for (Index step = 0; step < setting.steps; ++step)
+    total += step % setting.policy.prompt_interval == 0     ? full
+             : step % setting.policy.response_interval == 0 ? due
+                                                            : verified;
+  std::printf(
+      "extrapolated, not run: 256 steps uncached %.0f s, cached %.0f s, %.1f times faster\n",
+      256.0 * full, total, 256.0 * full / total);
+}
+
+void register_all() {
+  struct Kind {
+    const char* name;
+    models::Precision precision;
+  };
+  for (const Setting& setting : {gsm8k, longbench})
+    for (const Kind& kind :
+         {Kind{"f32", models::Precision::Float32}, Kind{"bf16", models::Precision::Bfloat16}})
+      for (const models::Backend backend : {models::Backend::Eigen, models::Backend::OneDnn}) {
+        if (backend == models::Backend::OneDnn && !models::has_onednn) continue;
+        const models::ComputeOptions options{backend, kind.precision};
+        const std::string name = "generate/" + setting.name + "/" + kind.name + "/" +
+                                 (backend == models::Backend::Eigen ? "eigen" : "onednn");
+        benchmark::RegisterBenchmark(name.c_str(),
+                                     [=](benchmark::State& state) {
+                                       if (options.precision == models::Precision::Float32)
+                                         run_generation<float>(state, setting, options);
+                                       else
+                                         run_generation<Eigen::bfloat16>(state, setting, options);
+                                     })
+            ->Iterations(1)
+            ->Unit(benchmark::kMillisecond)
+            ->UseRealTime();
+      }
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  for (int i = 1; i < argc; ++i) {
+    if (std::strcmp(argv[i], "--shape") == 0 && i + 1 < argc) {
+      if (std::strcmp(argv[i + 1], "llada-8b") != 0) {
+        std::fprintf(stderr, "bench_generate: --shape must be llada-8b, got %s\n", argv[i + 1]);
+        return 2;
+      }
+      run_llada_8b();
+      return 0;
+    }
+  }
+  register_all();
+  benchmark::Initialize(&argc, argv);
+  if (benchmark::ReportUnrecognizedArguments(argc, argv)) return 1;
+  benchmark::RunSpecifiedBenchmarks();
+  return 0;
+}

@@ -1,0 +1,194 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <map>
+#include <span>
+#include <tuple>
+#include <vector>
+
+#include "dllm_cache/models/attention.hpp"
+#include "dllm_cache/models/onednn.hpp"
+
+namespace dllm_cache::models {
+
+/// Attention whose two products run on oneDNN, in float32 or bf16, for one runner.
+///
+/// A task takes one key head and copies its keys and values densely, which oneDNN's fast kernels
+/// want, once for all query rows; with few query rows it reads them in place. Primitives are kept
+/// per thread, block of rows and number of keys.
+template <class Element>
+class OneDnnAttention {
+ public:
+  explicit OneDnnAttention(int threads) : m_workers(static_cast<std::size_t>(threads)) {}
+
+  /// out `[m, heads * head_dim]` = softmax(q k^T / sqrt(head_dim)) v; see attend().
+  template <StoredScalar Stored>
+  void attend(MatrixView<const float> q, std::span<const Segment<Stored>> segments,
+              const HeadShape& shape, MatrixView<float> out, ThreadTeam& team) {
+    for (const Segment<Stored>& segment : segments) {
+      const Index keys = segment.keys.rows;
+      const Index rows = segment.end - segment.begin;
+      // Rows a product: scores of a block stay in the second-level cache, and block sizes are few.
+      const Index most = std::clamp<Index>((Index{1} << 17) / keys / 8 * 8, 16, 128);
+      const Index blocks = (rows + most - 1) / most;
+      const Index block = ((rows + blocks - 1) / blocks + 7) / 8 * 8;
+      // Tasks for every thread even where there are fewer key heads than threads.
+      const Index parts =
+          std::clamp<Index>((2 * team.threads() + shape.kv_heads - 1) / shape.kv_heads, 1, blocks);
+      const double operations = 4.0 * static_cast<double>(rows) * static_cast<double>(keys) *
+                                static_cast<double>(shape.heads * shape.head_dim);
+      team.for_each(shape.kv_heads * parts, operations, [&](Index task, Scratch& scratch) {
+        const Index first = blocks * (task % parts) / parts;
+        const Index last = blocks * (task % parts + 1) / parts;
+        Part part{.kv_head = task / parts,
+                  .begin = segment.begin + first * block,
+                  .end = std::min(segment.end, segment.begin + last * block),
+                  .block = block};
+        run(m_workers[static_cast<std::size_t>(scratch.thread)], part, q, segment, shape, out);
+      });
+    }
+  }
+
+ private:
+  static constexpr detail::DnnlType type =
+      std::is_same_v<Element, float> ? detail::DnnlType::f32 : detail::DnnlType::bf16;
+
+  // The work of one task: some rows of all query heads of one key head.
+  struct Part {
+    Index kv_head, begin, end, block;
+  };
+
+  struct Product {
+    dnnl::matmul primitive;
+    dnnl::memory a, b, c;
+  };
+  struct Pair {
+    Product scores;  // [block, head_dim] x [head_dim, keys]
+    Product output;  // [block, keys] x [keys, head_dim]
+  };
+  using Key = std::tuple<Index, Index, Index, Index, Index>;  // block, keys, head_dim, strides
+
+  // One thread's primitives and memory.
+  struct Worker {
+    dnnl::engine engine{dnnl::engine::kind::cpu, 0};
+    dnnl::stream stream{engine};
+    std::map<Key, Pair> pairs;
+    dllm_cache::detail::Buffer<Element> keys, values, queries, weights;
+    dllm_cache::detail::Buffer<float> scores, sums, output;
+  };
+
+  static Product make_product(Worker& worker, Index rows, Index inner, Index cols,
+                              const dnnl::memory::dims& b_strides) {
+    using Desc = dnnl::memory::desc;
+    const Desc a({rows, inner}, type, dnnl::memory::dims{inner, 1});
+    const Desc b({inner, cols}, type, b_strides);
+    const Desc c({rows, cols}, detail::DnnlType::f32, dnnl::memory::dims{cols, 1});
+#if DNNL_VERSION_MAJOR >= 3
+    const dnnl::matmul::primitive_desc description(worker.engine, a, b, c);
+#else
+    const dnnl::matmul::primitive_desc description(dnnl::matmul::desc(a, b, c), worker.engine);
+#endif
+    const auto empty = [&](const Desc& layout) {
+      return dnnl::memory(layout, worker.engine, nullptr);
+    };
+    return {dnnl::matmul(description), empty(a), empty(b), empty(c)};
+  }
+
+  static Pair& find(Worker& worker, const Key& key) {
+    const auto found = worker.pairs.find(key);
+    if (found != worker.pairs.end()) return found->second;
+    constexpr std::size_t most = 128;  // sequences of ever new lengths must not fill the memory
+    if (worker.pairs.size() >= most) worker.pairs.clear();
+    const auto& [block, keys, dim, key_stride, value_stride] = key;
+    return detail::try_onednn("making an attention",
+                              [&, block = block, keys = keys, dim = dim, key_stride = key_stride,
+                               value_stride = value_stride]() -> Pair& {
+                                Pair pair{
+                                    make_product(worker, block, dim, keys, {1, key_stride}),
+                                    make_product(worker, block, keys, dim, {value_stride, 1})};
+                                return worker.pairs.emplace(key, std::move(pair)).first->second;
+                              });
+  }
+
+  static void multiply(Worker& worker, Product& product, const Element* a, const Element* b,
+                       float* c) {
+    dnnl_memory_set_data_handle(product.a.get(), const_cast<Element*>(a));
+    dnnl_memory_set_data_handle(product.b.get(), const_cast<Element*>(b));
+    dnnl_memory_set_data_handle(product.c.get(), c);
+    const std::array<dnnl_exec_arg_t, 3> arguments = {{{DNNL_ARG_SRC, product.a.get()},
+                                                       {DNNL_ARG_WEIGHTS, product.b.get()},
+                                                       {DNNL_ARG_DST, product.c.get()}}};
+    if (dnnl_primitive_execute(product.primitive.get(), worker.stream.get(),
+                               static_cast<int>(arguments.size()),
+                               arguments.data()) != dnnl_success)
+      throw std::runtime_error("oneDNN: an attention product failed");
+    worker.stream.wait();
+  }
+
+  // Columns of one head in the element type: in place where that is worth it, else a dense copy.
+  template <class Stored>
+  static MatrixView<const Element> columns(MatrixView<const Stored> kept, Index begin, Index dim,
+                                           bool in_place,
+                                           dllm_cache::detail::Buffer<Element>& memory) {
+    if constexpr (std::is_same_v<Stored, Element>)
+      if (in_place) return {kept.data + begin, kept.rows, dim, kept.stride};
+    Element* const dense = memory.ensure(kept.rows * dim);
+    for (Index row = 0; row < kept.rows; ++row)
+      dllm_cache::detail::convert_row(kept.row(row) + begin, dense + row * dim, dim);
+    return {dense, kept.rows, dim, dim};
+  }
+
+  template <class Stored>
+  static void run(Worker& worker, const Part& part, MatrixView<const float> q,
+                  const Segment<Stored>& segment, const HeadShape& shape, MatrixView<float> out) {
+    const Index dim = shape.head_dim;
+    const Index group = shape.heads / shape.kv_heads;
+    const Index keys = segment.keys.rows;
+    const bool in_place = (part.end - part.begin) * group < 32;
+    const auto k = columns(segment.keys, part.kv_head * dim, dim, in_place, worker.keys);
+    const auto v = columns(segment.values, part.kv_head * dim, dim, in_place, worker.values);
+    Pair& pair = find(worker, {part.block, keys, dim, k.stride, v.stride});
+    const float scale = 1.0F / std::sqrt(static_cast<float>(dim));
+    for (Index head = part.kv_head * group; head < (part.kv_head + 1) * group; ++head) {
+      for (Index begin = part.begin; begin < part.end; begin += part.block) {
+        const Index rows = std::min(part.block, part.end - begin);
+        // Rows behind the last one keep what they held: nobody reads what comes of them.
+        Element* const queries = worker.queries.ensure(part.block * dim);
+        for (Index row = 0; row < rows; ++row)
+          Eigen::Map<Eigen::Array<Element, Eigen::Dynamic, 1>>(queries + row * dim, dim) =
+              (scale * Eigen::Map<const Eigen::ArrayXf>(q.row(begin + row) + head * dim, dim))
+                  .template cast<Element>();
+        float* const scores = worker.scores.ensure(part.block * keys);
+        float* const sums = worker.sums.ensure(part.block);
+        float* const output = worker.output.ensure(part.block * dim);
+        multiply(worker, pair.scores, queries, k.data, scores);
+        const Element* weights =
+            exponentiate(worker, dense_view(scores, rows, keys), sums, part.block);
+        multiply(worker, pair.output, weights, v.data, output);
+        for (Index row = 0; row < rows; ++row)
+          Eigen::Map<Eigen::ArrayXf>(out.row(begin + row) + head * dim, dim) =
+              Eigen::Map<const Eigen::ArrayXf>(output + row * dim, dim) / sums[row];
+      }
+    }
+  }
+
+  static const Element* exponentiate(Worker& worker, MatrixView<float> scores, float* sums,
+                                     Index block) {
+    detail::exponentiate_rows(scores, sums);
+    if constexpr (std::is_same_v<Element, float>) {
+      return scores.data;
+    } else {
+      Element* const weights = worker.weights.ensure(block * scores.cols);
+      for (Index row = 0; row < scores.rows; ++row)
+        dllm_cache::detail::convert_row(scores.row(row), weights + row * scores.cols, scores.cols);
+      return weights;
+    }
+  }
+
+  std::vector<Worker> m_workers;
+};
+
+}  // namespace dllm_cache::models
