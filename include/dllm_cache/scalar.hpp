@@ -3,8 +3,11 @@
 
 #include <Eigen/Core>
 
+#include <algorithm>
 #include <concepts>
+#include <type_traits>
 
+#include "dllm_cache/detail/lanes.hpp"
 #include "dllm_cache/matrix_view.hpp"
 
 namespace dllm_cache {
@@ -20,18 +23,37 @@ concept StoredScalar =
 
 namespace detail {
 
-/// Writes `count` elements from one scalar type to another, rounding to nearest.
+/// Writes `count` elements from one scalar type to another, rounding to nearest even.
 template <class To, class From>
 void convert_row(const From* from, To* to, Index count) {
-  Eigen::Map<Eigen::Array<To, Eigen::Dynamic, 1>>(to, count) =
-      Eigen::Map<const Eigen::Array<From, Eigen::Dynamic, 1>>(from, count).template cast<To>();
+  if constexpr (std::is_same_v<To, From>) {
+    std::copy_n(from, count, to);
+  } else {
+    using Wide = std::conditional_t<ComputeScalar<From>, From, To>;
+    constexpr bool fast = bf16_and_float<From, To> || bf16_and_float<To, From>;
+    Index done = 0;
+    if constexpr (fast)
+      for (; done + lane_count <= count; done += lane_count) {
+        Lanes<Wide> lanes;
+        load_lanes<From, Wide>(from + done, lanes);
+        store_lanes<Wide, To>(lanes, to + done);
+      }
+    for (; done < count; ++done) to[done] = static_cast<To>(from[done]);
+  }
 }
 
 /// Adds `count` elements of any scalar type to a row in the compute scalar.
 template <class Scalar, class From>
 void add_row(const From* from, Scalar* to, Index count) {
-  Eigen::Map<Eigen::Array<Scalar, Eigen::Dynamic, 1>>(to, count) +=
-      Eigen::Map<const Eigen::Array<From, Eigen::Dynamic, 1>>(from, count).template cast<Scalar>();
+  Index done = 0;
+  for (; done + lane_count <= count; done += lane_count) {
+    Lanes<Scalar> sum, term;
+    load_lanes<Scalar, Scalar>(to + done, sum);
+    load_lanes<From, Scalar>(from + done, term);
+    sum += term;
+    store_lanes<Scalar, Scalar>(sum, to + done);
+  }
+  for (; done < count; ++done) to[done] += static_cast<Scalar>(from[done]);
 }
 
 }  // namespace detail

@@ -3,7 +3,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <numeric>
 #include <span>
 #include <vector>
 
@@ -104,45 +103,53 @@ class VVerifySelector {
       const double rank = signed_square_cosine(sums[row]);
       m_rank[row] = std::isnan(rank) ? -2.0 : rank;  // below every cosine: least similar
     }
-    selected.resize(sums.size());
-    std::iota(selected.begin(), selected.end(), Index{0});
-    const auto before = [this](Index a, Index b) {
-      const double rank_a = m_rank[static_cast<std::size_t>(a)];
-      const double rank_b = m_rank[static_cast<std::size_t>(b)];
-      return rank_a != rank_b ? rank_a < rank_b : a < b;
-    };
-    if (count < rows)
-      std::nth_element(selected.begin(), selected.begin() + count, selected.end(), before);
-    selected.resize(static_cast<std::size_t>(count));
-    std::sort(selected.begin(), selected.end());
+    selected.clear();
+    if (count == 0) return;
+    // The rank of the last row taken; then one pass in row order, lower rows first among equals.
+    m_ordered = m_rank;
+    const auto last = m_ordered.begin() + (count - 1);
+    std::nth_element(m_ordered.begin(), last, m_ordered.end());
+    const double bound = *last;
+    Index equals = count - std::count_if(m_rank.begin(), m_rank.end(),
+                                         [&](double rank) { return rank < bound; });
+    selected.reserve(sums.size());
+    for (std::size_t row = 0; row < m_rank.size(); ++row) {
+      if (m_rank[row] > bound || (m_rank[row] == bound && equals-- <= 0)) continue;
+      selected.push_back(static_cast<Index>(row));
+    }
   }
 
  private:
-  // Wide sums run in lanes of the compute scalar over short stretches, which are then added up in
-  // double: as fast as memory, and no worse than a float sum of a few numbers. All three sums take
-  // their terms in the same order, so an unchanged row scores exactly 1.
+  using Lanes = detail::Lanes<Scalar>;
+  using WideLanes = detail::Lanes<double>;
+
+  // Three sums of 16 lanes each.
+  template <class L>
+  struct LaneSums {
+    L dot{}, fresh_square{}, cached_square{};
+  };
+
+  // Sums run in lanes of the compute scalar over short stretches, which are added up in double: as
+  // fast as memory, and no worse than a float sum of a few numbers. All three sums take their terms
+  // in the same order, so an unchanged row scores exactly 1.
   static SimilaritySums accumulate_row(const Scalar* fresh, Stored* cached, Index cols) {
-    constexpr Index lanes = 32;
-    constexpr Index stretch = 16 * lanes;
-    using Lanes = Eigen::Array<Scalar, lanes, 1>;
-    using StoredLanes = Eigen::Array<Stored, lanes, 1>;
-    SimilaritySums total;
+    constexpr Index step = 2 * detail::lane_count;  // two chains hide the latency of an addition
+    constexpr Index stretch = 16 * step;
+    LaneSums<WideLanes> wide;
     Index col = 0;
-    while (col + lanes <= cols) {
-      const Index end = std::min(col + stretch, cols - cols % lanes);
-      Lanes dot = Lanes::Zero(), fresh_square = Lanes::Zero(), cached_square = Lanes::Zero();
-      for (; col < end; col += lanes) {
-        const StoredLanes rounded = Eigen::Map<const Lanes>(fresh + col).template cast<Stored>();
-        Eigen::Map<StoredLanes> kept(cached + col);
-        const Lanes a = rounded.template cast<Scalar>();
-        const Lanes b = kept.template cast<Scalar>();
-        kept = rounded;
-        dot += a * b;
-        fresh_square += a * a;
-        cached_square += b * b;
+    while (col + step <= cols) {
+      const Index end = std::min(col + stretch, cols - cols % step);
+      LaneSums<Lanes> even, odd;
+      for (; col < end; col += step) {
+        add_lanes(fresh + col, cached + col, even);
+        add_lanes(fresh + col + detail::lane_count, cached + col + detail::lane_count, odd);
       }
-      total += {sum(dot), sum(fresh_square), sum(cached_square)};
+      wide.dot += __builtin_convertvector(even.dot + odd.dot, WideLanes);
+      wide.fresh_square += __builtin_convertvector(even.fresh_square + odd.fresh_square, WideLanes);
+      wide.cached_square +=
+          __builtin_convertvector(even.cached_square + odd.cached_square, WideLanes);
     }
+    SimilaritySums total{sum(wide.dot), sum(wide.fresh_square), sum(wide.cached_square)};
     for (; col < cols; ++col) {
       const auto rounded = static_cast<Stored>(fresh[col]);
       const auto a = static_cast<double>(rounded), b = static_cast<double>(cached[col]);
@@ -152,12 +159,26 @@ class VVerifySelector {
     return total;
   }
 
-  template <class Lanes>
-  static double sum(const Lanes& lanes) {
-    return lanes.template cast<double>().sum();
+  // Sixteen columns: compare, replace the cached ones, add to the sums.
+  static void add_lanes(const Scalar* fresh, Stored* cached, LaneSums<Lanes>& sums) {
+    Lanes a, b;
+    detail::load_lanes<Scalar, Scalar>(fresh, a);
+    detail::load_lanes<Stored, Scalar>(cached, b);
+    detail::store_lanes<Scalar, Stored>(a, cached);
+    if constexpr (!std::is_same_v<Stored, Scalar>) detail::load_lanes<Stored, Scalar>(cached, a);
+    sums.dot += a * b;
+    sums.fresh_square += a * a;
+    sums.cached_square += b * b;
   }
 
-  std::vector<double> m_rank;
+  static double sum(const WideLanes& lanes) {
+    double total = 0.0;
+    for (Index i = 0; i < detail::lane_count; ++i) total += lanes[i];
+    return total;
+  }
+
+  std::vector<double> m_rank;  // of every row, and the same in part ordered
+  std::vector<double> m_ordered;
 };
 
 }  // namespace dllm_cache
