@@ -34,7 +34,8 @@ namespace detail {
 /// A stream of uniform numbers for one row, addressed by index rather than drawn in order.
 class RowRandom {
  public:
-  RowRandom(const RandomKey& key, RandomUse use) : m_base(static_cast<std::uint64_t>(use)) {
+  RowRandom(const RandomKey& key, RandomUse use)
+      : m_base(detail::mix_bits(static_cast<std::uint64_t>(use))) {
     // Chained, so that (1, 2) and (2, 1) differ.
     for (const std::uint64_t part : {key.seed, key.sequence, key.step, key.row})
       m_base = detail::mix_bits(m_base ^ part);
@@ -43,7 +44,8 @@ class RowRandom {
   /// Number `index` of the stream, uniform in the open interval (0, 1).
   [[nodiscard]] double uniform(std::uint64_t index) const {
     const std::uint64_t bits = detail::mix_bits(m_base + index * 0xd1342543de82ef95ULL);
-    return (static_cast<double>(bits >> 11) + 0.5) * 0x1.0p-53;
+    // 52 bits: with 53 the half would be rounded away, up to 1 at the end.
+    return (static_cast<double>(bits >> 12) + 0.5) * 0x1.0p-52;
   }
 
   /// Number `index` of the stream, standard Gumbel: -log(-log(u)).
