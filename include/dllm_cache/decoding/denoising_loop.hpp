@@ -258,10 +258,15 @@ class DenoisingLoop {
     if (pass.flow() > 0) m_model->embed(m_tokens, m_x);
     for (Index layer = 0; layer < m_model->shape().layers; ++layer) {
       pass.layer(m_model->layer(layer), m_x);
-      if (observer.on_layer) observer.on_layer(pass, layer);
+      if (!pass.open()) keep_forward(std::move(pass));
+      if (observer.on_layer) observer.on_layer(m_pass ? *m_pass : pass, layer);
     }
-    for (const BatchEntry& entry : m_batch) count_forward(slot(entry.id), entry.unconditional);
+  }
+
+  // The caches have committed: the step goes on from here even if an observer throws.
+  void keep_forward(PassType&& pass) {
     m_pass.emplace(std::move(pass));
+    for (const BatchEntry& entry : m_batch) count_forward(slot(entry.id), entry.unconditional);
   }
 
   void count_forward(Slot& ran, bool unconditional) {
