@@ -103,7 +103,8 @@ class DenoisingLoop {
     }
   }
 
-  /// Stops a sequence where it is: it takes no further steps. Throws like sequence().
+  /// Stops a sequence where it is: it takes no further steps, and the step in progress, if any,
+  /// commits nothing of it. Throws like sequence().
   void stop(Index id) { slot(id).stopped = true; }
 
   /// True when no sequence would take another step.
@@ -281,7 +282,7 @@ class DenoisingLoop {
     m_wanted.clear();
     for (Index i = 0; i < m_pass->sequences(); ++i) {
       const BatchEntry& entry = m_batch[static_cast<std::size_t>(i)];
-      if (entry.unconditional) continue;
+      if (entry.unconditional || slot(entry.id).stopped) continue;
       const auto next = static_cast<std::size_t>(i) + 1;
       const bool refreshes = next < m_batch.size() && m_batch[next].unconditional;
       want_rows(slot(entry.id), i, refreshes);
@@ -364,8 +365,8 @@ class DenoisingLoop {
   bool commit(OnStep& on_step) {
     m_reports.clear();
     for (const BatchEntry& entry : m_batch) {
-      if (entry.unconditional) continue;
       Slot& held = slot(entry.id);
+      if (entry.unconditional || held.stopped) continue;
       StepReport report{.id = entry.id, .step = held.state.step(), .block = held.state.block()};
       report.committed = held.state.commit();
       report.predictions = held.state.predictions();
