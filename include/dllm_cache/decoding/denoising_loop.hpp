@@ -290,6 +290,9 @@ class DenoisingLoop {
     for (std::size_t begin = 0; begin < m_wanted.size(); begin += chunk_rows)
       predict_chunk(std::span<const Wanted>(m_wanted).subspan(
           begin, std::min<std::size_t>(chunk_rows, m_wanted.size() - begin)));
+    // Counted here, so that a step tried again counts once.
+    for (const Wanted& wanted : m_wanted)
+      wanted.slot->head_rows += wanted.unconditional_place >= 0 ? 2 : 1;
   }
 
   // Only rows that can still be committed; all masked rows when the guidance residual is refreshed.
@@ -323,14 +326,11 @@ class DenoisingLoop {
       const Wanted& wanted = chunk[i];
       Slot& held = *wanted.slot;
       const std::span<float> row = row_of(logits, static_cast<Index>(i));
-      ++held.head_rows;
       if (held.guided) {
         const Index response_row = wanted.row - held.state.prompt_rows();
-        if (wanted.unconditional_place >= 0) {
+        if (wanted.unconditional_place >= 0)
           held.guided->guidance.refresh(response_row, row,
                                         row_of(unconditional, next_unconditional++));
-          ++held.head_rows;
-        }
         held.guided->guidance.apply(response_row, row);
       }
       if (observer.on_logits) observer.on_logits(held.id, wanted.row, std::span<const float>(row));
