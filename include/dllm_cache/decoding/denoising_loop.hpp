@@ -373,9 +373,10 @@ class DenoisingLoop {
       report.tokens = held.state.tokens();
       report.prompt_rows = held.state.prompt_rows();
       report.finished = held.state.finished();
-      for (Index i = 0; i < report.committed; ++i) {
-        const auto row =
-            static_cast<std::size_t>(report.predictions[static_cast<std::size_t>(i)].row);
+      for (const Prediction& one :
+           report.predictions.first(static_cast<std::size_t>(report.committed))) {
+        if (one.token == m_model->special_tokens().mask) continue;  // stays what it was
+        const auto row = static_cast<std::size_t>(one.row);
         held.changes.mark(row);
         if (held.guided) held.guided->changes.mark(row);
       }
