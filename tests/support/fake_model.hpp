@@ -25,6 +25,7 @@ class FakeModel {
 
   explicit FakeModel(std::uint64_t seed, Index layers = 2, Index shift = 0)
       : tiny(layers, seed), bias(static_cast<std::size_t>(vocabulary()), 0.0F), m_shift(shift) {
+    bias[mask] = -50.0F;
     RandomNumbers random(seed + 1);
     m_head = random.vector<float>(vocabulary() * tiny.shape().width, 2.0);
   }
@@ -60,7 +61,7 @@ class FakeModel {
   }
 
   TinyModel<float, Stored> tiny;
-  std::vector<float> bias;  ///< Added to all logits, one a token: makes a token likely or not.
+  std::vector<float> bias;  ///< Added to all logits, one a token; keeps the mask unlikely.
   SpecialTokens special{.mask = mask, .end_of_text = end_of_text};
   CallLog log;
   Index embeds = 0, embedded_rows = 0, head_rows = 0;
