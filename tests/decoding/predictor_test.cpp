@@ -340,3 +340,23 @@ TEST_CASE("Predictor: a row without a usable logit is refused by its number",
   CHECK_THAT(message({1.0F, infinite}), Contains("Predictor: logits of row 3 hold +infinity"));
   CHECK(predict({1.0F, infinite}, {.excluded_token = 1}).token == 0);
 }
+
+TEST_CASE("Predictor: the same logits give the same bits wherever the memory lies", "[predictor]") {
+  RandomNumbers random(26);
+  for (const Index size : {13, 17, 100}) {
+    const auto logits = random.vector<float>(size, 3.0);
+    for (const Confidence confidence : all_confidences) {
+      const PredictionRule rule{.confidence = confidence};
+      const Prediction first = predict(logits, rule);
+      std::vector<std::vector<char>> between;  // moves what is allocated next by 16 bytes a time
+      for (std::size_t i = 1; i <= 16; ++i) {
+        between.emplace_back(16 * i);
+        Predictor predictor;
+        const Prediction again = predictor.predict(3, logits, rule, {});
+        between.emplace_back(8 * i);
+        CHECK(again.confidence == first.confidence);
+        CHECK(again.entropy == first.entropy);
+      }
+    }
+  }
+}

@@ -7,6 +7,7 @@
 #include <cmath>
 #include <cstdint>
 #include <limits>
+#include <numeric>
 #include <span>
 #include <vector>
 
@@ -66,9 +67,7 @@ class Predictor {
   [[nodiscard]] Prediction predict(Index row, std::span<const float> logits,
                                    const PredictionRule& rule, const RandomKey& key) {
     scale(logits, rule);
-    const auto size = static_cast<Index>(m_scores.size());
-    const Eigen::Map<const Eigen::ArrayXd> scores(m_scores.data(), size);
-    const double highest = size > 0 ? scores.maxCoeff() : cut;
+    const double highest = m_scores.size() > 0 ? m_scores.maxCoeff() : cut;
     if (highest == cut)
       throw std::runtime_error(
           detail::text("Predictor: logits of row ", row, " hold no number above -infinity"));
@@ -78,22 +77,20 @@ class Predictor {
       if (rule.top_p < 1.0) keep_top_p(rule.top_p);
       if (rule.top_k > 0) keep_top_k(rule.top_k);
     }
-    m_weights.resize(m_scores.size());
-    Eigen::Map<Eigen::ArrayXd> weights(m_weights.data(), size);
-    weights = (scores - highest).exp();  // 0 for a score that was cut
-    const double sum = weights.sum();
+    m_weights = (m_scores - highest).exp();  // 0 for a score that was cut
+    const double sum = m_weights.sum();
     Prediction prediction{.row = row, .token = choose(highest, rule, key)};
     // The bound keeps 0 * -infinity out; below it a weight is 0 in any case.
-    prediction.entropy = std::log(sum) - (weights * (scores - highest).max(-1e3)).sum() / sum;
+    prediction.entropy = std::log(sum) - (m_weights * (m_scores - highest).max(-1e3)).sum() / sum;
     switch (rule.confidence) {
       case Confidence::Probability:
-        prediction.confidence = m_weights[static_cast<std::size_t>(prediction.token)] / sum;
+        prediction.confidence = m_weights[prediction.token] / sum;
         break;
       case Confidence::Margin:
         prediction.confidence = (1.0 - second_weight()) / sum;
         break;
       case Confidence::NegativeEntropy:
-        prediction.confidence = ((weights / sum) * (weights / sum + 1e-10).log()).sum();
+        prediction.confidence = ((m_weights / sum) * (m_weights / sum + 1e-10).log()).sum();
         break;
       case Confidence::Random:
         prediction.confidence = RowRandom(key, RandomUse::Confidence).uniform(0);
@@ -107,21 +104,21 @@ class Predictor {
 
   // The logits behind the confidence, in double and tempered; what may not be predicted is cut.
   void scale(std::span<const float> logits, const PredictionRule& rule) {
-    m_scores.resize(logits.size());
+    m_scores.resize(static_cast<Index>(logits.size()));
     const bool tempered = rule.sampling == Sampling::Categorical && rule.temperature > 0.0;
     const double divisor = tempered ? rule.temperature : 1.0;
     for (std::size_t i = 0; i < logits.size(); ++i) {
       const double logit = logits[i];
-      m_scores[i] = logit > cut ? logit / divisor : cut;  // so NaN is cut too
+      m_scores[static_cast<Index>(i)] = logit > cut ? logit / divisor : cut;  // so NaN is cut too
     }
-    if (rule.excluded_token >= 0 && static_cast<std::size_t>(rule.excluded_token) < m_scores.size())
-      m_scores[static_cast<std::size_t>(rule.excluded_token)] = cut;
+    if (rule.excluded_token >= 0 && rule.excluded_token < m_scores.size())
+      m_scores[rule.excluded_token] = cut;
   }
 
   void sort_order() {
-    m_order.resize(m_scores.size());
-    for (std::size_t i = 0; i < m_order.size(); ++i) m_order[i] = i;
-    std::sort(m_order.begin(), m_order.end(), [this](std::size_t a, std::size_t b) {
+    m_order.resize(static_cast<std::size_t>(m_scores.size()));
+    std::iota(m_order.begin(), m_order.end(), Index{0});
+    std::sort(m_order.begin(), m_order.end(), [this](Index a, Index b) {
       return m_scores[a] != m_scores[b] ? m_scores[a] > m_scores[b] : a < b;
     });
   }
@@ -133,7 +130,7 @@ class Predictor {
     double sum = 0.0;
     for (const double score : m_scores) sum += std::exp(score - highest);
     double held = 0.0;
-    for (const std::size_t token : m_order) {
+    for (const Index token : m_order) {
       const double p = std::exp(m_scores[token] - highest) / sum;
       if (held > share) m_scores[token] = cut;
       held += p;
@@ -142,7 +139,7 @@ class Predictor {
 
   // Cuts every token less likely than the k-th; those equal to it stay, as in the reference.
   void keep_top_k(Index count) {
-    if (count >= static_cast<Index>(m_scores.size())) return;
+    if (count >= m_scores.size()) return;
     sort_order();
     const double least = m_scores[m_order[static_cast<std::size_t>(count - 1)]];
     for (double& score : m_scores)
@@ -160,9 +157,9 @@ class Predictor {
     const RowRandom noise(key, RandomUse::Token);
     double best = cut;
     std::int32_t token = no_token;
-    for (std::size_t i = 0; i < m_scores.size(); ++i) {
+    for (Index i = 0; i < m_scores.size(); ++i) {
       if (m_scores[i] == cut) continue;
-      const double score = m_scores[i] + strength * noise.gumbel(i);
+      const double score = m_scores[i] + strength * noise.gumbel(static_cast<std::size_t>(i));
       if (token == no_token || score > best) {
         best = score;
         token = static_cast<std::int32_t>(i);
@@ -185,9 +182,11 @@ class Predictor {
     return next;
   }
 
-  std::vector<double> m_scores;
-  std::vector<double> m_weights;  // exp(score - highest)
-  std::vector<std::size_t> m_order;
+  // Eigen's own arrays are aligned for its vectors; in memory aligned by chance Eigen would sum in
+  // an order that depends on the address, and equal rows would differ in their last bits.
+  Eigen::ArrayXd m_scores;
+  Eigen::ArrayXd m_weights;  // exp(score - highest)
+  std::vector<Index> m_order;
 };
 
 }  // namespace dllm_cache
