@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <functional>
 #include <memory>
+#include <memory_resource>
 #include <optional>
 #include <span>
 #include <type_traits>
@@ -12,6 +13,7 @@
 
 #include "dllm_cache/decoding/denoising_model.hpp"
 #include "dllm_cache/guidance.hpp"
+#include "dllm_cache/large_pages.hpp"
 #include "dllm_cache/workspace.hpp"
 
 namespace dllm_cache {
@@ -55,8 +57,9 @@ class DenoisingLoop {
     bool unconditional = false;
   };
 
-  /// The model must outlive the loop.
-  explicit DenoisingLoop(Model& model) : m_model(&model) {}
+  /// The model and the memory resource of the caches must outlive the loop.
+  explicit DenoisingLoop(Model& model, std::pmr::memory_resource* resource = large_pages())
+      : m_model(&model), m_resource(resource) {}
 
   Observer observer;  ///< Set it before the step that it is to see.
 
@@ -195,13 +198,13 @@ class DenoisingLoop {
   };
 
   // Logits are computed and reduced in chunks: no [rows, vocabulary] array, and rows stay in cache.
-  static constexpr Index chunk_rows = 32;
+  static constexpr Index chunk_rows = 64;
 
   Cache make_cache(std::size_t prompt, const DecodingOptions& options, const AnyPolicy& policy) {
     const SequenceShape shape{.prompt = static_cast<Index>(prompt),
                               .response = options.response,
                               .prediction_shift = m_model->prediction_shift()};
-    return Cache(m_model->shape(), shape, policy);
+    return Cache(m_model->shape(), shape, policy, m_resource);
   }
 
   [[nodiscard]] const Slot& slot(Index id) const {
@@ -393,6 +396,7 @@ class DenoisingLoop {
   }
 
   Model* m_model;
+  std::pmr::memory_resource* m_resource;
   std::vector<std::unique_ptr<Slot>> m_slots;
   Workspace<float, Stored, Selector> m_workspace;
   std::optional<PassType> m_pass;  // a finished forward whose predictions are not committed yet
