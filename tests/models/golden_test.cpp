@@ -13,7 +13,8 @@ using Loop = DenoisingLoop<Runner>;
 
 namespace {
 
-constexpr float logit_tolerance = 2e-4F;       // float32 sums in another order, logits of size 10
+// Float32 sums in another order, logits of size 10; the same for Eigen and oneDNN.
+constexpr float logit_tolerance = 2e-4F;
 constexpr double similarity_tolerance = 2e-6;  // float32 dot products over 48 to 64 elements
 constexpr float feature_tolerance = 2e-4F;     // features of size 10 and less
 
@@ -56,12 +57,13 @@ std::vector<float> rows_of(MatrixView<const float> matrix, Rows rows) {
 }  // namespace
 
 TEST_CASE("golden: every golden case ends in the reference's tokens", "[golden]") {
+  const auto backend = GENERATE(from_range(golden::backends()));
   const auto names = all_cases();
   REQUIRE(names.size() == 40);
   for (const std::string& name : names) {
-    DYNAMIC_SECTION(name) {
+    DYNAMIC_SECTION(name << ", backend " << static_cast<int>(backend)) {
       const Case golden(name);
-      Runner runner(golden.load(), 1);
+      Runner runner(golden.load(backend), 1);
       Loop loop(runner);
       add_all(loop, golden);
       loop.run();
@@ -101,11 +103,12 @@ TEST_CASE("golden: the tokens before each step are the reference's", "[golden]")
 }
 
 TEST_CASE("golden: selected rows and similarities at probe steps are the reference's", "[golden]") {
+  const auto backend = GENERATE(from_range(golden::backends()));
   Index compared = 0;
   double worst = 0.0;
   for (const std::string& name : all_cases()) {
     const Case golden(name);
-    Runner runner(golden.load(), 1);
+    Runner runner(golden.load(backend), 1);
     Loop loop(runner);
     add_all(loop, golden);
     std::map<Index, Index> forwards_before;  // the step at hand, by sequence
@@ -143,18 +146,19 @@ TEST_CASE("golden: selected rows and similarities at probe steps are the referen
     };
     loop.run();
   }
-  INFO("worst difference " << worst);
+  INFO("worst difference " << worst << ", backend " << static_cast<int>(backend));
   CHECK(worst <= similarity_tolerance);
   CHECK(compared >= 120);
 }
 
 TEST_CASE("golden: logits of rows that can be committed are the reference's", "[golden]") {
+  const auto backend = GENERATE(from_range(golden::backends()));
   Index compared = 0;
   float worst = 0.0F;
   for (const std::string& name : all_cases()) {
     const Case golden(name);
     if (golden.options().guidance_scale > 0.0) continue;  // traced unguided
-    Runner runner(golden.load(), 1);
+    Runner runner(golden.load(backend), 1);
     Loop loop(runner);
     add_all(loop, golden);
     // Dream's are listed for all rows of the sequence, each where it was computed.
@@ -176,7 +180,7 @@ TEST_CASE("golden: logits of rows that can be committed are the reference's", "[
     };
     loop.run();
   }
-  INFO("worst difference " << worst);
+  INFO("worst difference " << worst << ", backend " << static_cast<int>(backend));
   CHECK(worst <= logit_tolerance);
   CHECK(compared > 300);
 }
@@ -263,11 +267,12 @@ TEST_CASE("golden: prefix, dual and dKV caches let no more rows flow than their 
 }
 
 TEST_CASE("golden: hidden states after each layer and the logits are the reference's", "[golden]") {
+  const auto backend = GENERATE(from_range(golden::backends()));
   models::ThreadTeam team(1);
   for (const std::string name : {"llada-tiny", "llada-deep", "dream-tiny"}) {
     const models::SafetensorsFile expected(golden::folder() / ("forward-" + name) /
                                            "expected.safetensors");
-    const auto model = models::load_model(golden::folder() / "models" / name);
+    const auto model = models::load_model(golden::folder() / "models" / name, {.backend = backend});
     Runner runner(model, 1);
     const auto ids = golden::integers(expected.at("input_ids"));
     const auto rows = static_cast<Index>(expected.at("input_ids").shape.at(1));

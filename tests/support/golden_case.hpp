@@ -37,14 +37,23 @@ inline std::vector<std::int64_t> integers(const models::Tensor& tensor) {
   return all;
 }
 
+/// Every backend of this build.
+inline std::vector<models::Backend> backends() {
+  std::vector<models::Backend> all{models::Backend::Eigen};
+  if (models::has_onednn) all.push_back(models::Backend::OneDnn);
+  return all;
+}
+
 /// One folder of the golden cases: the request, and what the public reference answered.
 struct Case {
   explicit Case(const std::string& name)
       : request(read_request(folder() / name / "case.json")),
         expected(folder() / name / "expected.safetensors") {}
 
-  [[nodiscard]] std::shared_ptr<const models::TransformerModel> load() const {
-    return models::load_model(folder() / "models" / request.at("model").get<std::string>());
+  [[nodiscard]] std::shared_ptr<const models::TransformerModel> load(
+      models::Backend backend = models::ComputeOptions{}.backend) const {
+    return models::load_model(folder() / "models" / request.at("model").get<std::string>(),
+                              {.backend = backend});
   }
   [[nodiscard]] Index batch() const { return static_cast<Index>(request.at("prompt_ids").size()); }
   [[nodiscard]] std::vector<std::int32_t> prompt(Index i) const {

@@ -8,29 +8,15 @@
 
 #include "dllm_cache/eigen.hpp"
 #include "dllm_cache/layer.hpp"
+#include "dllm_cache/models/few_rows_attention.hpp"
+#include "dllm_cache/models/head_shape.hpp"
 #include "dllm_cache/models/parallel.hpp"
+#include "dllm_cache/models/softmax.hpp"
 #include "dllm_cache/scalar.hpp"
 
 namespace dllm_cache::models {
 
-/// How the columns of queries, keys and values divide into heads.
-struct HeadShape {
-  Index heads = 1;
-  Index kv_heads = 1;  ///< Divides `heads`; consecutive query heads share a key head.
-  Index head_dim = 1;
-};
-
 namespace detail {
-
-/// scores `[rows, keys]` := exp(scores - maximum of the row); sums `[rows]`. Not normalised: that
-/// is left to the far fewer elements of the output.
-inline void exponentiate_rows(MatrixView<float> scores, float* sums) {
-  for (Index row = 0; row < scores.rows; ++row) {
-    Eigen::Map<Eigen::ArrayXf> line(scores.row(row), scores.cols);
-    line = (line - line.maxCoeff()).exp();
-    sums[row] = line.sum();
-  }
-}
 
 /// Columns of one key head as float32: in place, or widened into `memory` `[keys, head_dim]`.
 template <class Stored>
@@ -60,11 +46,16 @@ void attend(MatrixView<const float> q, std::span<const Segment<Stored>> segments
   const Index dim = shape.head_dim;
   const float scale = 1.0F / std::sqrt(static_cast<float>(dim));
   for (const Segment<Stored>& segment : segments) {
+    if (detail::few_rows_suit(segment.end - segment.begin, shape)) {
+      detail::attend_few(q, segment, shape, out, team);
+      continue;
+    }
     const Index keys = segment.keys.rows;
     const Index rows = segment.end - segment.begin;
     const Index most = std::clamp<Index>((Index{1} << 17) / keys, 16, 128);
     const Index blocks = (rows + most - 1) / most;
     const Index block = (rows + blocks - 1) / blocks;
+    const Index padded = detail::padded_count(keys);
     const bool widens = !std::is_same_v<Stored, float>;
     const double operations = 4.0 * static_cast<double>(rows) * static_cast<double>(keys) *
                               static_cast<double>(shape.heads * dim);
@@ -73,8 +64,8 @@ void attend(MatrixView<const float> q, std::span<const Segment<Stored>> segments
       const Index begin = segment.begin + task % blocks * block;
       const Index count = std::min(block, segment.end - begin);
       float* const scores_memory =
-          scratch.floats.ensure(block * (keys + dim + 1) + (widens ? 2 * keys * dim : 0));
-      float* const scaled = scores_memory + block * keys;
+          scratch.floats.ensure(block * (padded + dim + 1) + (widens ? 2 * keys * dim : 0));
+      float* const scaled = scores_memory + block * padded;
       float* const sums = scaled + block * dim;
       float* const widened = sums + block;
       const auto k = detail::head_columns(segment.keys, kv_head * dim, dim, widened);
@@ -82,11 +73,12 @@ void attend(MatrixView<const float> q, std::span<const Segment<Stored>> segments
       for (Index head = kv_head * group; head < (kv_head + 1) * group; ++head) {
         const MatrixView<const float> head_q{q.row(begin) + head * dim, count, dim, q.stride};
         const MatrixView<float> head_out{out.row(begin) + head * dim, count, dim, out.stride};
-        const auto scores = dense_view(scores_memory, count, keys);
+        const MatrixView<float> scores{scores_memory, count, keys, padded};
         const auto scaled_q = dense_view(scaled, count, dim);
         as_eigen(scaled_q) = scale * as_eigen(head_q);
         as_eigen(scores).noalias() = as_eigen(scaled_q) * as_eigen(k).transpose();
-        detail::exponentiate_rows(scores, sums);
+        for (Index row = 0; row < count; ++row)
+          sums[row] = detail::softmax_row(scores.row(row), keys, scores.row(row));
         as_eigen(head_out).noalias() = as_eigen(scores) * as_eigen(v);
         as_eigen(head_out).array().colwise() /= Eigen::Map<const Eigen::ArrayXf>(sums, count);
       }

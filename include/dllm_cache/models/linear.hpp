@@ -9,6 +9,7 @@
 #include "dllm_cache/models/eigen_weights.hpp"
 #include "dllm_cache/models/parallel.hpp"
 #include "dllm_cache/models/read_floats.hpp"
+#include "dllm_cache/models/rounding.hpp"
 #if DLLM_CACHE_HAS_ONEDNN
 #include "dllm_cache/models/onednn.hpp"
 #endif
@@ -115,7 +116,7 @@ class Products {
       Eigen::bfloat16* rounded = m_rounded.ensure(rows * x.cols);
       if (!converted)
         m_team->for_rows(x.rows, static_cast<double>(x.rows * x.cols), [&](Index row) {
-          dllm_cache::detail::convert_row(x.row(row), rounded + row * x.cols, x.cols);
+          detail::round_row(x.row(row), rounded + row * x.cols, x.cols);
         });
       converted = true;
       input = rounded;

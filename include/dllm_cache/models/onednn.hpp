@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "dllm_cache/detail/buffer.hpp"
+#include "dllm_cache/large_pages.hpp"
 #include "dllm_cache/models/backend.hpp"
 #include "dllm_cache/models/parallel.hpp"
 #include "dllm_cache/models/read_floats.hpp"
@@ -73,7 +74,7 @@ class PackedWeights {
       constexpr Index typical_rows = 256;
       m_layout = detail::product_of(engine, typical_rows, m_inputs, m_outputs, precision, nullptr)
                      .weights_desc();
-      m_memory = std::make_shared<dllm_cache::detail::Buffer<std::byte>>();
+      m_memory = std::make_shared<dllm_cache::detail::Buffer<std::byte>>(large_pages());
       m_memory->ensure(static_cast<Index>(m_layout.get_size()));
       const std::vector<float> plain = read_floats(weight);
       dnnl::memory from(

@@ -11,14 +11,16 @@
 
 #include "dllm_cache/models/attention.hpp"
 #include "dllm_cache/models/onednn.hpp"
+#include "dllm_cache/models/pack_columns.hpp"
+#include "dllm_cache/models/softmax.hpp"
 
 namespace dllm_cache::models {
 
 /// Attention whose two products run on oneDNN, in float32 or bf16, for one runner.
 ///
 /// A task takes one key head and copies its keys and values densely, which oneDNN's fast kernels
-/// want, once for all query rows; with few query rows it reads them in place. Primitives are kept
-/// per thread, block of rows and number of keys.
+/// want, once for all query rows. Primitives are kept per thread, block of rows and number of keys,
+/// rounded up so that every row begins on a cache line.
 template <class Element>
 class OneDnnAttention {
  public:
@@ -29,6 +31,10 @@ class OneDnnAttention {
   void attend(MatrixView<const float> q, std::span<const Segment<Stored>> segments,
               const HeadShape& shape, MatrixView<float> out, ThreadTeam& team) {
     for (const Segment<Stored>& segment : segments) {
+      if (detail::few_rows_suit(segment.end - segment.begin, shape)) {
+        detail::attend_few(q, segment, shape, out, team);
+        continue;
+      }
       const Index keys = segment.keys.rows;
       const Index rows = segment.end - segment.begin;
       // Rows a product: scores of a block stay in the second-level cache, and block sizes are few.
@@ -69,7 +75,7 @@ class OneDnnAttention {
     Product scores;  // [block, head_dim] x [head_dim, keys]
     Product output;  // [block, keys] x [keys, head_dim]
   };
-  using Key = std::tuple<Index, Index, Index, Index, Index>;  // block, keys, head_dim, strides
+  using Key = std::tuple<Index, Index, Index>;  // block, keys, head_dim
 
   // One thread's primitives and memory.
   struct Worker {
@@ -102,13 +108,11 @@ class OneDnnAttention {
     if (found != worker.pairs.end()) return found->second;
     constexpr std::size_t most = 128;  // sequences of ever new lengths must not fill the memory
     if (worker.pairs.size() >= most) worker.pairs.clear();
-    const auto& [block, keys, dim, key_stride, value_stride] = key;
+    const auto [block, keys, dim] = key;
     return detail::try_onednn("making an attention",
-                              [&, block = block, keys = keys, dim = dim, key_stride = key_stride,
-                               value_stride = value_stride]() -> Pair& {
-                                Pair pair{
-                                    make_product(worker, block, dim, keys, {1, key_stride}),
-                                    make_product(worker, block, keys, dim, {value_stride, 1})};
+                              [&, block = block, keys = keys, dim = dim]() -> Pair& {
+                                Pair pair{make_product(worker, block, dim, keys, {1, dim}),
+                                          make_product(worker, block, keys, dim, {dim, 1})};
                                 return worker.pairs.emplace(key, std::move(pair)).first->second;
                               });
   }
@@ -128,17 +132,14 @@ class OneDnnAttention {
     worker.stream.wait();
   }
 
-  // Columns of one head in the element type: in place where that is worth it, else a dense copy.
+  // Columns of one key head in the element type `[padded, head_dim]`; rows behind the last are 0.
   template <class Stored>
-  static MatrixView<const Element> columns(MatrixView<const Stored> kept, Index begin, Index dim,
-                                           bool in_place,
-                                           dllm_cache::detail::Buffer<Element>& memory) {
-    if constexpr (std::is_same_v<Stored, Element>)
-      if (in_place) return {kept.data + begin, kept.rows, dim, kept.stride};
-    Element* const dense = memory.ensure(kept.rows * dim);
-    for (Index row = 0; row < kept.rows; ++row)
-      dllm_cache::detail::convert_row(kept.row(row) + begin, dense + row * dim, dim);
-    return {dense, kept.rows, dim, dim};
+  static const Element* pack(MatrixView<const Stored> kept, Index begin, Index dim, Index padded,
+                             dllm_cache::detail::Buffer<Element>& memory) {
+    Element* const packed = memory.ensure(padded * dim);
+    detail::pack_columns(kept, 0, kept.rows, begin, dim, packed);
+    std::fill(packed + kept.rows * dim, packed + padded * dim, Element(0));
+    return packed;
   }
 
   template <class Stored>
@@ -146,46 +147,39 @@ class OneDnnAttention {
                   const Segment<Stored>& segment, const HeadShape& shape, MatrixView<float> out) {
     const Index dim = shape.head_dim;
     const Index group = shape.heads / shape.kv_heads;
-    const Index keys = segment.keys.rows;
-    const bool in_place = (part.end - part.begin) * group < 32;
-    const auto k = columns(segment.keys, part.kv_head * dim, dim, in_place, worker.keys);
-    const auto v = columns(segment.values, part.kv_head * dim, dim, in_place, worker.values);
-    Pair& pair = find(worker, {part.block, keys, dim, k.stride, v.stride});
+    const Index keys = segment.keys.rows, padded = detail::padded_count(keys);
+    const Element* const k = pack(segment.keys, part.kv_head * dim, dim, padded, worker.keys);
+    const Element* const v = pack(segment.values, part.kv_head * dim, dim, padded, worker.values);
+    Pair& pair = find(worker, {part.block, padded, dim});
+    Element* const queries = worker.queries.ensure(part.block * dim);
+    float* const scores = worker.scores.ensure(part.block * padded);
+    float* const output = worker.output.ensure(part.block * dim);
+    float* const sums = worker.sums.ensure(part.block);
+    Element* const weights = weights_of(worker, scores, part.block * padded);
     const float scale = 1.0F / std::sqrt(static_cast<float>(dim));
     for (Index head = part.kv_head * group; head < (part.kv_head + 1) * group; ++head) {
       for (Index begin = part.begin; begin < part.end; begin += part.block) {
         const Index rows = std::min(part.block, part.end - begin);
         // Rows behind the last one keep what they held: nobody reads what comes of them.
-        Element* const queries = worker.queries.ensure(part.block * dim);
         for (Index row = 0; row < rows; ++row)
-          Eigen::Map<Eigen::Array<Element, Eigen::Dynamic, 1>>(queries + row * dim, dim) =
-              (scale * Eigen::Map<const Eigen::ArrayXf>(q.row(begin + row) + head * dim, dim))
-                  .template cast<Element>();
-        float* const scores = worker.scores.ensure(part.block * keys);
-        float* const sums = worker.sums.ensure(part.block);
-        float* const output = worker.output.ensure(part.block * dim);
-        multiply(worker, pair.scores, queries, k.data, scores);
-        const Element* weights =
-            exponentiate(worker, dense_view(scores, rows, keys), sums, part.block);
-        multiply(worker, pair.output, weights, v.data, output);
+          detail::round_row(q.row(begin + row) + head * dim, queries + row * dim, dim, scale);
+        multiply(worker, pair.scores, queries, k, scores);
         for (Index row = 0; row < rows; ++row)
-          Eigen::Map<Eigen::ArrayXf>(out.row(begin + row) + head * dim, dim) =
-              Eigen::Map<const Eigen::ArrayXf>(output + row * dim, dim) / sums[row];
+          sums[row] = detail::softmax_row(scores + row * padded, keys, weights + row * padded);
+        multiply(worker, pair.output, weights, v, output);
+        for (Index row = 0; row < rows; ++row)
+          detail::round_row(output + row * dim, out.row(begin + row) + head * dim, dim,
+                            1.0F / sums[row]);
       }
     }
   }
 
-  static const Element* exponentiate(Worker& worker, MatrixView<float> scores, float* sums,
-                                     Index block) {
-    detail::exponentiate_rows(scores, sums);
-    if constexpr (std::is_same_v<Element, float>) {
-      return scores.data;
-    } else {
-      Element* const weights = worker.weights.ensure(block * scores.cols);
-      for (Index row = 0; row < scores.rows; ++row)
-        dllm_cache::detail::convert_row(scores.row(row), weights + row * scores.cols, scores.cols);
-      return weights;
-    }
+  // Weights take the place of the scores, or have memory of their own in a narrower type.
+  static Element* weights_of(Worker& worker, float* scores, Index count) {
+    if constexpr (std::is_same_v<Element, float>)
+      return scores;
+    else
+      return worker.weights.ensure(count);
   }
 
   std::vector<Worker> m_workers;

@@ -10,6 +10,7 @@
 #include "dllm_cache/eigen.hpp"
 #include "dllm_cache/matrix_view.hpp"
 #include "dllm_cache/models/parallel.hpp"
+#include "dllm_cache/models/softmax.hpp"
 #include "dllm_cache/scalar.hpp"
 
 namespace dllm_cache::models {
@@ -129,9 +130,19 @@ inline void add_rows(MatrixView<const float> from, MatrixView<float> to, ThreadT
 /// gate `[m, n]` = silu(gate) * up, element by element.
 inline void gate_silu(MatrixView<float> gate, MatrixView<const float> up, ThreadTeam& team) {
   team.for_rows(gate.rows, 4.0 * static_cast<double>(gate.rows * gate.cols), [&](Index row) {
-    Eigen::Map<Eigen::ArrayXf> g(gate.row(row), gate.cols);
-    const Eigen::Map<const Eigen::ArrayXf> u(up.row(row), up.cols);
-    g = g / (1.0F + (-g).exp()) * u;
+    float* const g = gate.row(row);
+    const float* const u = up.row(row);
+    Index done = 0;
+    for (; done + detail::lanes::lane_count <= gate.cols; done += detail::lanes::lane_count) {
+      detail::FloatLanes a, b;
+      detail::lanes::load_lanes<float, float>(g + done, a);
+      detail::lanes::load_lanes<float, float>(u + done, b);
+      detail::FloatLanes power = -a;
+      detail::exponentiate(power);
+      a = a / (1.0F + power) * b;
+      detail::lanes::store_lanes<float, float>(a, g + done);
+    }
+    for (; done < gate.cols; ++done) g[done] = g[done] / (1.0F + std::exp(-g[done])) * u[done];
   });
 }
 

@@ -1,0 +1,229 @@
+// SPDX-License-Identifier: Apache-2.0
+// Attention of every backend and path against a plain one in double.
+#include "dllm_cache/models/attention.hpp"
+
+#include <catch2/catch.hpp>
+#include <cmath>
+#include <limits>
+#include <vector>
+
+#include "dllm_cache/large_pages.hpp"
+#include "dllm_cache/models/backend.hpp"
+#include "dllm_cache/models/row_operations.hpp"
+#include "support/random_numbers.hpp"
+#if DLLM_CACHE_HAS_ONEDNN
+#include "dllm_cache/models/onednn_attention.hpp"
+#endif
+
+using namespace dllm_cache;
+using namespace dllm_cache::testing;
+using models::HeadShape;
+
+namespace {
+
+constexpr std::uint64_t seed = 1149;
+
+template <class Stored>
+struct Problem {
+  Problem(Index query_rows, Index key_rows, const HeadShape& heads)
+      : shape(heads), rows(query_rows), keys(key_rows) {
+    RandomNumbers random(seed);
+    q = random.vector<float>(rows * heads.heads * heads.head_dim, 3.0);
+    for (const float x : random.vector<float>(keys * width(), 1.0)) k.push_back(Stored(x));
+    for (const float x : random.vector<float>(keys * width(), 2.0)) v.push_back(Stored(x));
+  }
+  [[nodiscard]] Index width() const { return shape.kv_heads * shape.head_dim; }
+  [[nodiscard]] MatrixView<const float> queries() const {
+    return dense_view(q.data(), rows, shape.heads * shape.head_dim);
+  }
+  [[nodiscard]] MatrixView<const Stored> keys_of(Index count) const {
+    return {k.data(), count, width(), width()};
+  }
+  [[nodiscard]] MatrixView<const Stored> values_of(Index count) const {
+    return {v.data(), count, width(), width()};
+  }
+  // Rows [0, rows / 2) see all keys but the last, the others all of them: two segments.
+  [[nodiscard]] std::vector<Segment<Stored>> segments() const {
+    const Index half = keys > 1 ? rows / 2 : 0;
+    std::vector<Segment<Stored>> all;
+    if (half > 0) all.push_back({0, half, keys_of(keys - 1), values_of(keys - 1)});
+    all.push_back({half, rows, keys_of(keys), values_of(keys)});
+    return all;
+  }
+
+  HeadShape shape;
+  Index rows, keys;
+  std::vector<float> q;
+  std::vector<Stored> k, v;
+};
+
+template <class Stored>
+std::vector<double> plain_attention(const Problem<Stored>& problem) {
+  const Index dim = problem.shape.head_dim, group = problem.shape.heads / problem.shape.kv_heads;
+  std::vector<double> out(problem.q.size());
+  for (const Segment<Stored>& segment : problem.segments())
+    for (Index row = segment.begin; row < segment.end; ++row)
+      for (Index head = 0; head < problem.shape.heads; ++head) {
+        const float* query = problem.queries().row(row) + head * dim;
+        const Index column = head / group * dim;
+        std::vector<double> weights;
+        double best = -std::numeric_limits<double>::infinity(), sum = 0.0;
+        for (Index key = 0; key < segment.keys.rows; ++key) {
+          double score = 0.0;
+          for (Index i = 0; i < dim; ++i)
+            score += static_cast<double>(query[i]) *
+                     static_cast<double>(segment.keys.row(key)[column + i]);
+          weights.push_back(score / std::sqrt(static_cast<double>(dim)));
+          best = std::max(best, weights.back());
+        }
+        for (double& weight : weights) sum += weight = std::exp(weight - best);
+        for (Index i = 0; i < dim; ++i) {
+          double total = 0.0;
+          for (Index key = 0; key < segment.keys.rows; ++key)
+            total += weights[static_cast<std::size_t>(key)] *
+                     static_cast<double>(segment.values.row(key)[column + i]);
+          out[static_cast<std::size_t>((row * problem.shape.heads + head) * dim + i)] = total / sum;
+        }
+      }
+  return out;
+}
+
+double largest_difference(const std::vector<float>& found, const std::vector<double>& expected) {
+  double largest = 0.0;
+  for (std::size_t i = 0; i < found.size(); ++i) {
+    const double difference = std::abs(static_cast<double>(found[i]) - expected[i]);
+    if (!(difference <= largest)) largest = difference;  // NaN stays
+  }
+  return largest;
+}
+
+// Every way that computes attention of this stored type, with its tolerance: values are of size 2,
+// bf16 weights have 8 bits.
+template <class Stored, class Check>
+void each_way(const Problem<Stored>& problem, int threads, const Check& check) {
+  models::ThreadTeam team(threads);
+  const auto run = [&](const char* name, double tolerance, const auto& attend) {
+    std::vector<float> out(problem.q.size(), std::numeric_limits<float>::quiet_NaN());
+    const auto segments = problem.segments();
+    attend(std::span<const Segment<Stored>>(segments),
+           dense_view(out.data(), problem.rows, problem.shape.heads * problem.shape.head_dim));
+    INFO(name << ", " << problem.rows << " rows, " << problem.keys << " keys, "
+              << problem.shape.heads << " heads on " << problem.shape.kv_heads << ", head_dim "
+              << problem.shape.head_dim << ", " << threads << " threads");
+    check(out, tolerance);
+  };
+  run("Eigen", 2e-5, [&](auto segments, MatrixView<float> out) {
+    models::attend(problem.queries(), segments, problem.shape, out, team);
+  });
+#if DLLM_CACHE_HAS_ONEDNN
+  models::OneDnnAttention<float> wide(threads);
+  run("oneDNN float32", 2e-5, [&](auto segments, MatrixView<float> out) {
+    wide.attend(problem.queries(), segments, problem.shape, out, team);
+  });
+  models::OneDnnAttention<Eigen::bfloat16> narrow(threads);
+  run("oneDNN bf16", 0.05, [&](auto segments, MatrixView<float> out) {
+    narrow.attend(problem.queries(), segments, problem.shape, out, team);
+  });
+#endif
+}
+
+template <class Stored>
+void check_all_shapes() {
+  // Few and many rows, odd numbers of keys, grouped and single heads, widths off the lanes.
+  for (const HeadShape& shape : {HeadShape{4, 4, 16}, HeadShape{6, 2, 32}, HeadShape{2, 1, 8},
+                                 HeadShape{3, 3, 10}, HeadShape{7, 1, 128}})
+    for (const Index rows : {1, 2, 5, 17, 40})
+      for (const Index keys : {1, 2, 17, 64, 333}) {
+        const Problem<Stored> problem(rows, keys, shape);
+        const std::vector<double> expected = plain_attention(problem);
+        each_way(problem, 1 + static_cast<int>(rows % 2),
+                 [&](const std::vector<float>& found, double tolerance) {
+                   CHECK(largest_difference(found, expected) <= tolerance);
+                 });
+      }
+}
+
+}  // namespace
+
+TEST_CASE("attention: every backend equals the plain one with float32 features", "[attention]") {
+  check_all_shapes<float>();
+}
+
+TEST_CASE("attention: every backend equals the plain one with bf16 features", "[attention]") {
+  check_all_shapes<Eigen::bfloat16>();
+}
+
+TEST_CASE("attention: scores too far apart for a float leave the nearest key", "[attention]") {
+  for (const Index rows : {1, 40}) {
+    Problem<float> problem(rows, 33, {1, 1, 16});
+    std::fill(problem.q.begin(), problem.q.end(), 1e4F);
+    std::fill(problem.k.begin(), problem.k.end(), -1e4F);
+    std::fill_n(problem.k.begin() + 5 * 16, 16, 1e4F);
+    each_way(problem, 1, [&](const std::vector<float>& out, double) {
+      for (const float one : out) REQUIRE(std::isfinite(one));
+      CHECK(out.front() == Approx(problem.v[5 * 16]).epsilon(0.01));
+      CHECK(out.back() == Approx(problem.v[5 * 16 + 15]).epsilon(0.01));
+    });
+  }
+}
+
+TEST_CASE("attention: a key that is no number reaches every row that sees it, no other",
+          "[attention]") {
+  for (const Index rows : {2, 40}) {
+    Problem<float> problem(rows, 20, {2, 2, 16});
+    problem.k.back() = std::numeric_limits<float>::quiet_NaN();  // the last key, the second head
+    each_way(problem, 1, [&](const std::vector<float>& out, double) {
+      const Index half = rows / 2;  // the first half does not see the last key
+      for (Index row = 0; row < rows; ++row) {
+        CHECK(std::isfinite(out[static_cast<std::size_t>(row * 32)]));
+        CHECK(std::isnan(out[static_cast<std::size_t>(row * 32 + 16)]) == (row >= half));
+      }
+    });
+  }
+}
+
+TEST_CASE("exponentiate: as near to exp as floats are, at both ends and for NaN", "[attention]") {
+  using models::detail::FloatLanes;
+  double worst = 0.0;
+  for (float x = -87.0F; x <= 88.0F; x += 0.0137F) {
+    FloatLanes lanes = FloatLanes{} + x;
+    models::detail::exponentiate(lanes);
+    worst = std::max(
+        worst, std::abs(static_cast<double>(lanes[7]) / std::exp(static_cast<double>(x)) - 1.0));
+  }
+  CHECK(worst < 2e-7);
+  FloatLanes ends{};
+  ends[1] = -std::numeric_limits<float>::infinity();
+  ends[2] = std::numeric_limits<float>::infinity();
+  ends[3] = std::numeric_limits<float>::quiet_NaN();
+  models::detail::exponentiate(ends);
+  CHECK(ends[0] == 1.0F);
+  CHECK(ends[1] < 1e-37F);
+  CHECK(ends[2] > 1e38F);
+  CHECK(std::isnan(ends[3]));
+}
+
+TEST_CASE("gate_silu: silu of the gate times up for widths on and off the lanes", "[models]") {
+  models::ThreadTeam team(1);
+  for (const Index width : {1, 16, 19}) {
+    RandomNumbers random(seed);
+    std::vector<float> gate = random.vector<float>(3 * width, 200.0);
+    const std::vector<float> before = gate, up = random.vector<float>(3 * width, 1.0);
+    models::gate_silu(dense_view(gate.data(), 3, width), dense_view(up.data(), 3, width), team);
+    for (std::size_t i = 0; i < gate.size(); ++i) {
+      const double g = before[i];
+      CHECK(gate[i] == Approx(g / (1.0 + std::exp(-g)) * static_cast<double>(up[i])).margin(1e-30));
+    }
+  }
+}
+
+TEST_CASE("large_pages: memory of any size is aligned as asked and given back", "[large_pages]") {
+  for (const std::size_t bytes : {std::size_t{0}, std::size_t{1}, std::size_t{5} << 20}) {
+    void* const memory = large_pages()->allocate(bytes, 64);
+    CHECK(reinterpret_cast<std::uintptr_t>(memory) % 64 == 0);
+    if (bytes > 0) static_cast<char*>(memory)[bytes - 1] = 1;
+    large_pages()->deallocate(memory, bytes, 64);
+  }
+  CHECK(large_pages()->is_equal(LargePages(std::pmr::new_delete_resource())));
+  CHECK_FALSE(large_pages()->is_equal(*std::pmr::new_delete_resource()));
+}
