@@ -6,7 +6,9 @@
 //   peak_gflops               best product of 1024 rows in this run, same backend and precision
 //   uncached_peak_share, verify_peak_share   operations a second against that
 //   verify_s, verify_gb_s, read_gb_s   a verified step, the weights it reads a second, a read loop
+//   first_s, due_s            the first step, a plain forward, and one with the response due
 //   cache_bytes               features held
+//   allocations               calls of operator new in a step, all of them oneDNN's
 // Every run verifies row counts and the first step's tokens. `--shape llada-8b` times a few steps
 // of each kind at full width instead.
 #include <benchmark/benchmark.h>
@@ -23,6 +25,7 @@
 
 #include "dllm_cache/decoding/denoising_loop.hpp"
 #include "dllm_cache/dllm_cache.hpp"
+#include "support/allocation_counter.hpp"
 #include "support/random_model.hpp"
 
 using namespace dllm_cache;
@@ -161,7 +164,7 @@ class TimedRun {
   void step() {
     const double before = m_runner.operations();
     const auto start = Clock::now();
-    m_loop.step();
+    allocations.push_back(testing::allocations([&] { m_loop.step(); }));
     seconds.push_back(seconds_since(start));
     operations.push_back(m_runner.operations() - before);
   }
@@ -174,6 +177,7 @@ class TimedRun {
   }
 
   std::vector<double> seconds, operations;  // of each step so far
+  std::vector<long> allocations;
 
  private:
   TouchedMemory m_memory;
@@ -238,6 +242,10 @@ void run_generation(benchmark::State& state, const Setting& setting,
     counters["verify_s"] = median(verified);
     counters["verify_gb_s"] = weight_bytes(config, options.precision) / median(verified) * 1e-9;
     counters["read_gb_s"] = read_bandwidth(threads) * 1e-9;
+    counters["first_s"] = cached.seconds.front();
+    counters["due_s"] =
+        cached.seconds[static_cast<std::size_t>(2 * setting.policy.response_interval)];
+    counters["allocations"] = static_cast<double>(cached.allocations.back());
     counters["cache_bytes"] = static_cast<double>(cached.cache_bytes());
   }
 }

@@ -1,75 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <catch2/catch.hpp>
-#include <cstdlib>
-#include <new>
 #include <vector>
 
 #include "dllm_cache/dllm_cache.hpp"
+#include "support/allocation_counter.hpp"
 #include "support/cached_run.hpp"
-
-// Counts every allocation of this program while `counting` is set.
-namespace {
-
-bool counting = false;
-long counted = 0;
-long failing = -1;  // this allocation of the counted ones fails; -1: none
-
-// Not inlined: the compiler would see new and free, and take them for a mismatch.
-[[gnu::noinline]] void* take_or_null(std::size_t bytes, std::size_t alignment) noexcept {
-  if (counting && counted++ == failing) return nullptr;
-  if (alignment <= alignof(std::max_align_t)) return std::malloc(bytes == 0 ? 1 : bytes);
-  return std::aligned_alloc(alignment, (bytes / alignment + 1) * alignment);
-}
-void* take(std::size_t bytes, std::size_t alignment) {
-  if (void* memory = take_or_null(bytes, alignment)) return memory;
-  throw std::bad_alloc();
-}
-[[gnu::noinline]] void give(void* memory) noexcept { std::free(memory); }
-
-constexpr std::size_t plain = 1;
-std::size_t number(std::align_val_t alignment) { return static_cast<std::size_t>(alignment); }
-
-}  // namespace
-
-void* operator new(std::size_t n) { return take(n, plain); }
-void* operator new[](std::size_t n) { return take(n, plain); }
-void* operator new(std::size_t n, std::align_val_t a) { return take(n, number(a)); }
-void* operator new[](std::size_t n, std::align_val_t a) { return take(n, number(a)); }
-void* operator new(std::size_t n, const std::nothrow_t&) noexcept { return take_or_null(n, plain); }
-void* operator new[](std::size_t n, const std::nothrow_t&) noexcept {
-  return take_or_null(n, plain);
-}
-void* operator new(std::size_t n, std::align_val_t a, const std::nothrow_t&) noexcept {
-  return take_or_null(n, number(a));
-}
-void* operator new[](std::size_t n, std::align_val_t a, const std::nothrow_t&) noexcept {
-  return take_or_null(n, number(a));
-}
-void operator delete(void* memory) noexcept { give(memory); }
-void operator delete[](void* memory) noexcept { give(memory); }
-void operator delete(void* memory, std::size_t) noexcept { give(memory); }
-void operator delete[](void* memory, std::size_t) noexcept { give(memory); }
-void operator delete(void* memory, std::align_val_t) noexcept { give(memory); }
-void operator delete[](void* memory, std::align_val_t) noexcept { give(memory); }
-void operator delete(void* memory, std::size_t, std::align_val_t) noexcept { give(memory); }
-void operator delete[](void* memory, std::size_t, std::align_val_t) noexcept { give(memory); }
-void operator delete(void* memory, const std::nothrow_t&) noexcept { give(memory); }
-void operator delete[](void* memory, const std::nothrow_t&) noexcept { give(memory); }
 
 using namespace dllm_cache;
 using namespace dllm_cache::testing;
 
 namespace {
-
-// Allocations made by `action`.
-template <class Action>
-long allocations(Action&& action) {
-  counted = 0;
-  counting = true;
-  action();
-  counting = false;
-  return counted;
-}
 
 // A layer whose callbacks allocate nothing: what is counted is the library's.
 template <class Stored>
@@ -237,17 +177,16 @@ TEST_CASE("Allocations: a reset that runs out of memory at any point changes not
       return std::vector<float>(memory.begin(), memory.begin() + pass.flow() * model.width);
     };
     REQUIRE(hidden_after_step(cache) == hidden_after_step(twin));
-    counted = 0;
-    failing = fails;
-    counting = true;
     bool refused = false;
-    try {
-      cache.reset(large);
-    } catch (const std::bad_alloc&) {
-      refused = true;
-    }
-    counting = false;
-    failing = -1;
+    static_cast<void>(allocations(
+        [&] {
+          try {
+            cache.reset(large);
+          } catch (const std::bad_alloc&) {
+            refused = true;
+          }
+        },
+        fails));
     if (!refused) break;
     ++failures;
     REQUIRE(cache.step() == 1);

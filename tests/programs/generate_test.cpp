@@ -11,9 +11,9 @@
 #include "support/golden_case.hpp"
 #include "support/temporary_folder.hpp"
 
-using golden::Case;
 using dllm_cache::Index;
 using dllm_cache::testing::TemporaryFolder;
+using golden::Case;
 using Json = nlohmann::json;
 
 namespace {
