@@ -57,9 +57,15 @@ class DenoisingLoop {
     bool unconditional = false;
   };
 
-  /// The model and the memory resource of the caches must outlive the loop.
-  explicit DenoisingLoop(Model& model, std::pmr::memory_resource* resource = large_pages())
-      : m_model(&model), m_resource(resource) {}
+  /// Logits are computed and reduced in chunks of so many rows: there is no [rows, vocabulary]
+  /// array, and rows stay in a processor's cache.
+  static constexpr Index chunk_rows = 64;
+
+  /// Every sequence gets a copy of `selector`. The model and the memory resource of the caches must
+  /// outlive the loop.
+  explicit DenoisingLoop(Model& model, std::pmr::memory_resource* resource = large_pages(),
+                         Selector selector = {})
+      : m_model(&model), m_resource(resource), m_selector(std::move(selector)) {}
 
   Observer observer;  ///< Set it before the step that it is to see.
 
@@ -197,14 +203,11 @@ class DenoisingLoop {
     Index unconditional_place = -1;  // refreshes the residual when there is one
   };
 
-  // Logits are computed and reduced in chunks: no [rows, vocabulary] array, and rows stay in cache.
-  static constexpr Index chunk_rows = 64;
-
   Cache make_cache(std::size_t prompt, const DecodingOptions& options, const AnyPolicy& policy) {
     const SequenceShape shape{.prompt = static_cast<Index>(prompt),
                               .response = options.response,
                               .prediction_shift = m_model->prediction_shift()};
-    return Cache(m_model->shape(), shape, policy, m_resource);
+    return Cache(m_model->shape(), shape, policy, m_resource, m_selector);
   }
 
   [[nodiscard]] const Slot& slot(Index id) const {
@@ -397,6 +400,7 @@ class DenoisingLoop {
 
   Model* m_model;
   std::pmr::memory_resource* m_resource;
+  Selector m_selector;
   std::vector<std::unique_ptr<Slot>> m_slots;
   Workspace<float, Stored, Selector> m_workspace;
   std::optional<PassType> m_pass;  // a finished forward whose predictions are not committed yet
