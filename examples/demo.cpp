@@ -8,7 +8,7 @@
 #include <vector>
 
 #include "dllm_cache/models/load_model.hpp"
-#include "support/errors.hpp"
+#include "support/command_line.hpp"
 #include "support/generation.hpp"
 #include "support/progress.hpp"
 #include "support/vocabulary.hpp"
@@ -118,20 +118,9 @@ int main(int argc, char** argv) {
   options.settings.decoding.block_length = 32;
   app.add_option("--model", options.model, "Checkpoint folder with a vocab.txt")->required();
   app.add_option("--prompt-file", options.prompt_file, "The prompt as text")->required();
-  app.add_option("--gen-length", options.settings.decoding.gen_length,
-                 "Tokens to generate (default 128)");
+  declare_gen_length(app, options.settings.decoding);
   app.add_option("--block-length", options.settings.decoding.block_length, "Tokens a block")
       ->default_str("32");
-  app.add_option("--threads", options.threads, "Threads to compute with")
-      ->capture_default_str()
-      ->check(CLI::Range(1, 4096));
-  try {
-    app.parse(argc, argv);
-  } catch (const CLI::CallForHelp& help) {
-    return app.exit(help);
-  } catch (const CLI::ParseError& error) {
-    std::fprintf(stderr, "dllm-demo: %s\n", error.what());
-    return 2;
-  }
-  return run_program("dllm-demo", [&] { return run(options); });
+  declare_threads(app, options.threads);
+  return run_command_line(app, argc, argv, [&] { return run(options); });
 }
