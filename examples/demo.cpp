@@ -2,7 +2,6 @@
 // dllm-demo: the same prompt without and with the cache, side by side.
 #include <CLI/CLI.hpp>
 #include <cstdio>
-#include <fstream>
 #include <sstream>
 #include <string>
 #include <vector>
@@ -11,6 +10,7 @@
 #include "support/command_line.hpp"
 #include "support/generation.hpp"
 #include "support/progress.hpp"
+#include "support/text_file.hpp"
 #include "support/vocabulary.hpp"
 
 namespace {
@@ -59,16 +59,13 @@ GenerationResult run_once(models::TransformerRunner& runner, Request request, co
 int run(const Options& options) {
   const auto model = models::load_model(options.model);
   const Vocabulary vocabulary(options.model);
-  std::ifstream file(options.prompt_file, std::ios::binary);
-  std::ostringstream text;
-  if (!file || !(text << file.rdbuf()))
-    throw std::runtime_error(options.prompt_file + ": cannot be read");
+  const std::string text = read_text(options.prompt_file);
   Request request;
-  request.prompts.push_back(vocabulary.encode(text.str()));
+  request.prompts.push_back(vocabulary.encode(text));
   request.settings = options.settings;
 
   std::printf("Prompt (%zu tokens):\n\n", request.prompts.front().size());
-  for (const std::string& line : lines_of(text.str())) std::printf("  %s\n", line.c_str());
+  for (const std::string& line : lines_of(text)) std::printf("  %s\n", line.c_str());
   std::printf("\n");
 
   models::TransformerRunner runner(model, options.threads);

@@ -1,16 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 // dllm-generate: a checkpoint folder and a request in, answers and their cost out.
 #include <CLI/CLI.hpp>
-#include <fstream>
 #include <iostream>
 #include <nlohmann/json.hpp>
-#include <sstream>
 
 #include "dllm_cache/models/load_model.hpp"
 #include "dllm_cache/version.hpp"
 #include "support/command_line.hpp"
 #include "support/generation.hpp"
 #include "support/progress.hpp"
+#include "support/settings_json.hpp"
+#include "support/text_file.hpp"
 #include "support/vocabulary.hpp"
 
 namespace {
@@ -62,11 +62,9 @@ void declare(CLI::App& app, Options& options) {
 
 std::string prompt_text(const Options& options) {
   if (options.prompt_file.empty()) return options.prompt;
-  std::ifstream file(options.prompt_file, std::ios::binary);
-  std::ostringstream text;
-  if (!file || !(text << file.rdbuf()))
-    throw std::runtime_error(options.prompt_file + ": cannot be read");
-  return text.str();
+  std::string text = read_text(options.prompt_file);
+  if (text.empty()) throw BadRequest(options.prompt_file + ": empty");
+  return text;
 }
 
 nlohmann::ordered_json to_json(const GenerationResult& result) {
@@ -74,23 +72,9 @@ nlohmann::ordered_json to_json(const GenerationResult& result) {
           {"steps", result.steps},
           {"forwards", result.forwards},
           {"operations", static_cast<std::uint64_t>(result.operations)},
-          {"rows",
-           {{"flow", result.rows.flow},
-            {"value", result.rows.value},
-            {"update", result.rows.update},
-            {"head", result.rows.head}}},
+          {"rows", rows_json(result.rows)},
           {"cache_bytes", result.cache_bytes},
           {"seconds", result.seconds}};
-}
-
-void write_json(const std::string& path, const GenerationResult& result) {
-  const std::string text = to_json(result).dump() + "\n";
-  if (path == "-") {
-    std::cout << text << std::flush;
-    return;
-  }
-  std::ofstream file(path, std::ios::binary);
-  if (!(file << text << std::flush)) throw std::runtime_error(path + ": cannot be written");
 }
 
 void print_answers(const GenerationResult& result, const Vocabulary* vocabulary,
@@ -149,7 +133,7 @@ int run(const Options& options) {
       },
       options.compute.features);
   if (!options.trace.empty()) trace.write(options.trace);
-  if (!options.json.empty()) write_json(options.json, result);
+  if (!options.json.empty()) write_text(options.json, to_json(result).dump() + "\n");
   if (options.json != "-" && !options.quiet) {
     print_answers(result, vocabulary ? &*vocabulary : nullptr, model->config.special.end_of_text);
     std::fprintf(stderr, "%td steps, %td forwards, %.3f s, %.3g operations, %td rows recomputed\n",
