@@ -50,7 +50,7 @@ GenerationResult run_once(models::TransformerRunner& runner, Request request, co
   request.settings.caching.policy = policy;
   Progress progress(true);
   const Index steps = planned_steps(request);
-  return generate(runner, request, nullptr, [&](const dllm_cache::StepReport& report) {
+  return generate(runner, request, {}, [&](const dllm_cache::StepReport& report) {
     progress.show(report.step + 1, steps, words);
     return true;
   });

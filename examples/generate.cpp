@@ -26,6 +26,7 @@ struct Options {
   std::string json;
   std::string trace;
   ComputeSettings compute;
+  bool audit = false;
   bool quiet = false;
   Settings settings;
 };
@@ -52,6 +53,9 @@ void declare(CLI::App& app, Options& options) {
                  "Write what happened to every row in every step and layer to this safetensors "
                  "file: final_tokens, tokens_before_step, stepN.layerL.selected, .similarity and "
                  ".treatment (0 absent, 1 reused, 2 verified, 3 recomputed)");
+  app.add_flag("--audit", options.audit,
+               "Run the uncached forward beside every step and report how far the logits and the "
+               "tokens of the cached one are from it; not with guidance");
   declare_compute(app, options.compute);
   app.add_flag("--quiet", options.quiet, "No progress bar and no summary");
 
@@ -67,14 +71,16 @@ std::string prompt_text(const Options& options) {
   return text;
 }
 
-nlohmann::ordered_json to_json(const GenerationResult& result) {
-  return {{"tokens", result.tokens},
-          {"steps", result.steps},
-          {"forwards", result.forwards},
-          {"operations", static_cast<std::uint64_t>(result.operations)},
-          {"rows", rows_json(result.rows)},
-          {"cache_bytes", result.cache_bytes},
-          {"seconds", result.seconds}};
+nlohmann::ordered_json to_json(const GenerationResult& result, bool audited) {
+  nlohmann::ordered_json json = {{"tokens", result.tokens},
+                                 {"steps", result.steps},
+                                 {"forwards", result.forwards},
+                                 {"operations", static_cast<std::uint64_t>(result.operations)},
+                                 {"rows", rows_json(result.rows)},
+                                 {"cache_bytes", result.cache_bytes},
+                                 {"seconds", result.seconds}};
+  if (audited) json["audit"] = audit_json(result.audit);
+  return json;
 }
 
 void print_answers(const GenerationResult& result, const Vocabulary* vocabulary,
@@ -120,9 +126,13 @@ int run(const Options& options) {
 
   models::TransformerRunner runner(model, options.compute.threads);
   Trace trace;
+  Watchers watchers;
+  if (!options.trace.empty()) watchers.trace = &trace;
+  std::optional<models::TransformerRunner> auditor;
+  if (options.audit) watchers.auditor = &auditor.emplace(model, options.compute.threads);
   Progress progress(!options.quiet);
   const GenerationResult result = generate(
-      runner, request, options.trace.empty() ? nullptr : &trace,
+      runner, request, watchers,
       [&](const dllm_cache::StepReport& report) {
         const auto left =
             std::count(report.tokens.begin(), report.tokens.end(), model->config.special.mask);
@@ -133,12 +143,13 @@ int run(const Options& options) {
       },
       options.compute.features);
   if (!options.trace.empty()) trace.write(options.trace);
-  if (!options.json.empty()) write_text(options.json, to_json(result).dump() + "\n");
+  if (!options.json.empty()) write_text(options.json, to_json(result, options.audit).dump() + "\n");
   if (options.json != "-" && !options.quiet) {
     print_answers(result, vocabulary ? &*vocabulary : nullptr, model->config.special.end_of_text);
     std::fprintf(stderr, "%td steps, %td forwards, %.3f s, %.3g operations, %td rows recomputed\n",
                  result.steps, result.forwards, result.seconds, result.operations,
                  result.rows.update);
+    if (options.audit) std::cout << audit_table(result.audit);
   }
   return 0;
 }
