@@ -41,12 +41,12 @@ std::string shorten(const std::string& name, std::size_t most) {
 }
 
 std::string tasks_table(const Evaluation& evaluation) {
-  std::string text = print("\n%-14s %6s %-25s", "task", "count", "exact match [95 %]");
+  std::string text = print("\n%-12s %6s %-25s", "task", "count", "exact match [95 %]");
   const bool compared = evaluation.overall.comparison.has_value();
   text += compared ? print(" %8s %6s %6s %5s %4s\n", "uncached", "agree", "better", "worse", "p")
                    : std::string("\n");
   for (const Result& task : evaluation.tasks) {
-    text += print("%-14s %6td %-25s", shorten(task.task, 14).c_str(), task.count,
+    text += print("%-12s %6td %-25s", shorten(task.task, 12).c_str(), task.count,
                   share(task.score.exact_match).c_str());
     if (task.comparison)
       text += print(" %8.4f %6.4f %6td %5td %4.2f", task.comparison->uncached.exact_match.value,
@@ -91,7 +91,7 @@ std::string to_table(const Evaluation& evaluation) {
       line("feature bytes", number(here.cache_bytes), compared ? number(there.cache_bytes) : "");
   if (!evaluation.tasks.empty()) text += tasks_table(evaluation);
   text += "\n95 % intervals: Wilson";
-  if (compared) text += "; difference: paired normal (Agresti-Min); p: McNemar, exact";
+  if (compared) text += "; difference: paired normal (Agresti-Min); exact McNemar p";
   text += '\n';
   return text;
 }
