@@ -2,15 +2,15 @@
 // dllm-demo: the same prompt without and with the cache, side by side.
 #include <CLI/CLI.hpp>
 #include <cstdio>
-#include <fstream>
 #include <sstream>
 #include <string>
 #include <vector>
 
 #include "dllm_cache/models/load_model.hpp"
-#include "support/errors.hpp"
+#include "support/command_line.hpp"
 #include "support/generation.hpp"
 #include "support/progress.hpp"
+#include "support/text_file.hpp"
 #include "support/vocabulary.hpp"
 
 namespace {
@@ -50,7 +50,7 @@ GenerationResult run_once(models::TransformerRunner& runner, Request request, co
   request.settings.caching.policy = policy;
   Progress progress(true);
   const Index steps = planned_steps(request);
-  return generate(runner, request, nullptr, [&](const dllm_cache::StepReport& report) {
+  return generate(runner, request, {}, [&](const dllm_cache::StepReport& report) {
     progress.show(report.step + 1, steps, words);
     return true;
   });
@@ -59,16 +59,13 @@ GenerationResult run_once(models::TransformerRunner& runner, Request request, co
 int run(const Options& options) {
   const auto model = models::load_model(options.model);
   const Vocabulary vocabulary(options.model);
-  std::ifstream file(options.prompt_file, std::ios::binary);
-  std::ostringstream text;
-  if (!file || !(text << file.rdbuf()))
-    throw std::runtime_error(options.prompt_file + ": cannot be read");
+  const std::string text = read_text(options.prompt_file);
   Request request;
-  request.prompts.push_back(vocabulary.encode(text.str()));
+  request.prompts.push_back(vocabulary.encode(text));
   request.settings = options.settings;
 
   std::printf("Prompt (%zu tokens):\n\n", request.prompts.front().size());
-  for (const std::string& line : lines_of(text.str())) std::printf("  %s\n", line.c_str());
+  for (const std::string& line : lines_of(text)) std::printf("  %s\n", line.c_str());
   std::printf("\n");
 
   models::TransformerRunner runner(model, options.threads);
@@ -118,20 +115,9 @@ int main(int argc, char** argv) {
   options.settings.decoding.block_length = 32;
   app.add_option("--model", options.model, "Checkpoint folder with a vocab.txt")->required();
   app.add_option("--prompt-file", options.prompt_file, "The prompt as text")->required();
-  app.add_option("--gen-length", options.settings.decoding.gen_length,
-                 "Tokens to generate (default 128)");
+  declare_gen_length(app, options.settings.decoding);
   app.add_option("--block-length", options.settings.decoding.block_length, "Tokens a block")
       ->default_str("32");
-  app.add_option("--threads", options.threads, "Threads to compute with")
-      ->capture_default_str()
-      ->check(CLI::Range(1, 4096));
-  try {
-    app.parse(argc, argv);
-  } catch (const CLI::CallForHelp& help) {
-    return app.exit(help);
-  } catch (const CLI::ParseError& error) {
-    std::fprintf(stderr, "dllm-demo: %s\n", error.what());
-    return 2;
-  }
-  return run_program("dllm-demo", [&] { return run(options); });
+  declare_threads(app, options.threads);
+  return run_command_line(app, argc, argv, [&] { return run(options); });
 }

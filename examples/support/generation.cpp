@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <optional>
 
 #include "support/errors.hpp"
 
@@ -45,25 +46,36 @@ void watch(Loop& loop, Trace& trace) {
 }
 
 template <class Stored>
-GenerationResult run(TransformerRunner& runner, const Request& request, Trace* trace,
+GenerationResult run(TransformerRunner& runner, const Request& request, const Watchers& watchers,
                      const OnStep& on_step) {
   check_tokens(request, runner);
   dllm_cache::DecodingOptions options =
       decoding_options(request.settings.decoding, runner.prediction_shift() > 0);
+  if (watchers.auditor != nullptr && options.guidance_scale > 0.0)
+    throw BadRequest("cfg_scale must be 0 with --audit, which knows no guidance, got " +
+                     nlohmann::json(options.guidance_scale).dump());
   const dllm_cache::AnyPolicy policy = make_policy(request.settings.caching);
   dllm_cache::DenoisingLoop<TransformerRunner, Stored> loop(runner);
   for (const auto& prompt : request.prompts) {
     loop.add(prompt, options, policy);
     ++options.sequence;
   }
-  if (trace != nullptr) watch(loop, *trace);
+  if (watchers.trace != nullptr) watch(loop, *watchers.trace);
+  std::optional<Audit<Stored>> audit;
+  if (watchers.auditor != nullptr) audit.emplace(*watchers.auditor, loop);
 
   const double operations_before = runner.operations();
   const auto start = std::chrono::steady_clock::now();
   GenerationResult result;
-  result.cancelled =
-      !loop.run([&](const dllm_cache::StepReport& report) { return !on_step || on_step(report); });
+  result.cancelled = !loop.run([&](const dllm_cache::StepReport& report) {
+    if (audit) audit->end_step(report);
+    return !on_step || on_step(report);
+  });
   result.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  if (audit) {
+    result.seconds -= audit->seconds();
+    result.audit = audit->steps();
+  }
   result.operations = runner.operations() - operations_before;
   for (Index id = 0; id < loop.sequences(); ++id) {
     const dllm_cache::SequenceState& state = loop.sequence(id);
@@ -72,7 +84,7 @@ GenerationResult run(TransformerRunner& runner, const Request& request, Trace* t
     result.forwards += loop.forwards(id);
     result.rows += loop.counts(id);
     result.cache_bytes += loop.cache_bytes(id);
-    if (trace != nullptr) trace->finish(id, state.response());
+    if (watchers.trace != nullptr) watchers.trace->finish(id, state.response());
   }
   return result;
 }
@@ -85,10 +97,11 @@ Index planned_steps(const Request& request) {
                                                                        : options.steps;
 }
 
-GenerationResult generate(TransformerRunner& runner, const Request& request, Trace* trace,
-                          const OnStep& on_step, FeatureType features) {
-  return features == FeatureType::Float32 ? run<float>(runner, request, trace, on_step)
-                                          : run<Eigen::bfloat16>(runner, request, trace, on_step);
+GenerationResult generate(TransformerRunner& runner, const Request& request,
+                          const Watchers& watchers, const OnStep& on_step, FeatureType features) {
+  return features == FeatureType::Float32
+             ? run<float>(runner, request, watchers, on_step)
+             : run<Eigen::bfloat16>(runner, request, watchers, on_step);
 }
 
 }  // namespace programs

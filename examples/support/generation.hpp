@@ -7,6 +7,7 @@
 
 #include "dllm_cache/decoding/denoising_loop.hpp"
 #include "dllm_cache/models/transformer_runner.hpp"
+#include "support/audit.hpp"
 #include "support/request.hpp"
 #include "support/trace.hpp"
 
@@ -21,6 +22,7 @@ struct GenerationResult {
   dllm_cache::RowCounts rows;
   Index cache_bytes = 0;
   double seconds = 0.0;
+  std::vector<AuditStep> audit;  ///< Empty without an auditor.
   bool cancelled = false;
 };
 
@@ -30,10 +32,19 @@ enum class FeatureType { Float32, Bfloat16 };
 /// Called after each step of each sequence; return false to cancel.
 using OnStep = std::function<bool(const dllm_cache::StepReport&)>;
 
-/// Generates the answers of a request; `trace` may be null. Throws BadRequest for settings or
-/// prompts that do not fit the model, and what the library throws.
+/// What looks on while a request is answered; null: nothing.
+struct Watchers {
+  Trace* trace = nullptr;
+  /// Another runner of the same model: it computes the uncached logits of every step, see Audit.
+  dllm_cache::models::TransformerRunner* auditor = nullptr;
+};
+
+/// Generates the answers of a request; what looks on changes neither answers nor costs. Throws
+/// BadRequest for settings or prompts that do not fit the model or the audit, and what the library
+/// throws.
 [[nodiscard]] GenerationResult generate(dllm_cache::models::TransformerRunner& runner,
-                                        const Request& request, Trace* trace, const OnStep& on_step,
+                                        const Request& request, const Watchers& watchers,
+                                        const OnStep& on_step,
                                         FeatureType features = FeatureType::Float32);
 
 /// Steps that the longest sequence of a request takes at most, for progress bars.

@@ -114,6 +114,33 @@ d::AnyPolicy make_policy(const PolicySettings& settings) {
   throw BadRequest("policy must be one of " + names() + ", got \"" + name + "\"");
 }
 
+PolicySettings with_defaults(PolicySettings settings) {
+  const auto fill = [](auto& option, auto value) {
+    if (!option) option = value;
+  };
+  fill(settings.policy, "dllm-cache");
+  if (settings.policy == "dllm-cache") {
+    const d::DllmCachePolicy policy;
+    fill(settings.prompt_interval, policy.prompt_interval);
+    fill(settings.response_interval, policy.response_interval);
+    fill(settings.ratio, policy.ratio);
+    fill(settings.refresh_first_layer, policy.refresh_first_layer);
+  } else if (settings.policy == "vicinity") {
+    const d::VicinityPolicy policy;
+    fill(settings.prefix_look, policy.prefix_look);
+    fill(settings.after_look, policy.after_look);
+    fill(settings.warmup_steps, policy.warmup_steps);
+    fill(settings.refresh_interval, policy.refresh_interval);
+  } else if (settings.policy == "dkv") {
+    fill(settings.refresh_interval, d::DkvDecodePolicy{}.refresh_interval);
+  } else if (settings.policy == "changed-rows") {
+    const d::ChangedRowsPolicy policy;
+    fill(settings.keep_active, policy.keep_active);
+    fill(settings.refresh_interval, policy.refresh_interval);
+  }
+  return settings;
+}
+
 void check_policy_options(const PolicySettings& given, const std::string& policy) {
   const std::array<std::pair<const char*, bool>, 9> all = {{
       {"prompt-interval", given.prompt_interval.has_value()},

@@ -2,87 +2,19 @@
 #include "support/request.hpp"
 
 #include <array>
-#include <fstream>
 #include <limits>
 #include <nlohmann/json.hpp>
-#include <sstream>
 #include <string_view>
 
-#include "support/errors.hpp"
+#include "support/json_reader.hpp"
+#include "support/text_file.hpp"
 
 namespace programs {
 namespace {
 
 using Json = nlohmann::json;
 
-/// Reads typed values out of one JSON object and refuses what it does not know.
-class Reader {
- public:
-  Reader(const Json& object, std::string where) : m_object(object), m_where(std::move(where)) {}
-
-  [[noreturn]] void refuse(std::string_view key, std::string_view legal, const Json& got) const {
-    std::string text = got.dump(-1, ' ', true, Json::error_handler_t::replace);
-    if (text.size() > 60) text = text.substr(0, 57) + "...";
-    throw BadRequest(m_where + ": " + std::string(key) + " must be " + std::string(legal) +
-                     ", got " + text);
-  }
-
-  void read(const char* key, std::optional<Index>& to) const {
-    if (const Json* value = find(key)) to = integer(key, *value);
-  }
-  void read(const char* key, std::optional<std::uint64_t>& to) const {
-    const Json* value = find(key);
-    if (value == nullptr) return;
-    if (!value->is_number_unsigned()) refuse(key, "an integer in [0, 2^64)", *value);
-    to = value->get<std::uint64_t>();
-  }
-  void read(const char* key, std::optional<double>& to) const {
-    const Json* value = find(key);
-    if (value == nullptr) return;
-    if (!value->is_number()) refuse(key, "a number", *value);
-    to = value->get<double>();
-  }
-  void read(const char* key, std::optional<bool>& to) const {
-    const Json* value = find(key);
-    if (value == nullptr) return;
-    if (!value->is_boolean()) refuse(key, "true or false", *value);
-    to = value->get<bool>();
-  }
-  void read(const char* key, std::optional<std::string>& to) const {
-    const Json* value = find(key);
-    if (value == nullptr) return;
-    if (!value->is_string()) refuse(key, "a string", *value);
-    to = value->get<std::string>();
-  }
-
-  /// The value of a key; null counts as absent.
-  [[nodiscard]] const Json* find(const char* key) const {
-    const auto found = m_object.find(key);
-    return found == m_object.end() || found->is_null() ? nullptr : &*found;
-  }
-
-  template <std::size_t N>
-  void refuse_others(const std::array<std::string_view, N>& known) const {
-    for (const auto& [key, value] : m_object.items())
-      if (std::find(known.begin(), known.end(), key) == known.end())
-        throw BadRequest(m_where + ": unknown key \"" + key + "\"");
-  }
-
- private:
-  [[nodiscard]] Index integer(const char* key, const Json& value) const {
-    const bool fits = value.is_number_integer() &&
-                      !(value.is_number_unsigned() &&
-                        value.get<std::uint64_t>() >
-                            static_cast<std::uint64_t>(std::numeric_limits<Index>::max()));
-    if (!fits) refuse(key, "an integer", value);
-    return value.get<Index>();
-  }
-
-  const Json& m_object;
-  std::string m_where;
-};
-
-std::vector<std::vector<std::int32_t>> read_prompts(const Reader& reader) {
+std::vector<std::vector<std::int32_t>> read_prompts(const JsonReader& reader) {
   const char* key = "prompt_ids";
   const char* legal = "a list of prompts, each a list of token ids in [0, 2^31)";
   const Json* prompts = reader.find(key);
@@ -104,7 +36,7 @@ std::vector<std::vector<std::int32_t>> read_prompts(const Reader& reader) {
 }
 
 void read_cache(const Json& cache, const std::string& where, Settings& settings) {
-  const Reader reader(cache, where + ": cache");
+  const JsonReader reader(cache, where + ": cache");
   constexpr std::array<std::string_view, 5> known = {"prompt_interval_steps", "gen_interval_steps",
                                                      "transfer_ratio", "cfg_interval_steps",
                                                      "always_refresh_layer_0"};
@@ -121,18 +53,7 @@ void read_cache(const Json& cache, const std::string& where, Settings& settings)
 }  // namespace
 
 Request parse_request(const std::string& text, const std::string& name) {
-  // A deep nest would exhaust the stack; no request nests deeper than this.
-  constexpr int deepest = 8;
-  const Json json = Json::parse(
-      text,
-      [&](int depth, Json::parse_event_t, Json&) {
-        if (depth > deepest) throw BadRequest(name + ": nested deeper than a request can be");
-        return true;
-      },
-      /*allow_exceptions=*/false);
-  if (json.is_discarded()) throw BadRequest(name + ": not JSON");
-  if (!json.is_object()) throw BadRequest(name + ": a request must be a JSON object");
-
+  const Json json = parse_object(text, name, "a request");
   constexpr std::array<std::string_view, 27> known = {"prompt_ids",    "gen_length",
                                                       "block_length",  "steps",
                                                       "temperature",   "seed",
@@ -147,7 +68,7 @@ Request parse_request(const std::string& text, const std::string& name) {
                                                       "forwards",      "rows_per_forward",
                                                       "entropy_bound", "tokens_per_step",
                                                       "early_stop"};
-  const Reader reader(json, name);
+  const JsonReader reader(json, name);
   reader.refuse_others(known);
   Request request;
   request.prompts = read_prompts(reader);
@@ -188,14 +109,9 @@ Request parse_request(const std::string& text, const std::string& name) {
 }
 
 Request read_request(const std::filesystem::path& path) {
-  std::ifstream file(path, std::ios::binary);
-  std::ostringstream text;
-  // Reading a folder opens but does not read.
-  if (!file || !(text << file.rdbuf())) {
-    if (file && std::filesystem::is_regular_file(path)) throw BadRequest(path.string() + ": empty");
-    throw std::runtime_error(path.string() + ": cannot be read");
-  }
-  return parse_request(text.str(), path.string());
+  const std::string text = read_text(path);
+  if (text.empty()) throw BadRequest(path.string() + ": empty");
+  return parse_request(text, path.string());
 }
 
 }  // namespace programs

@@ -81,6 +81,9 @@ struct PolicyEntry {
 /// unknown name.
 [[nodiscard]] dllm_cache::AnyPolicy make_policy(const PolicySettings& settings);
 
+/// The same settings with the policy's name and the defaults of its options where they say nothing.
+[[nodiscard]] PolicySettings with_defaults(PolicySettings settings);
+
 /// Refuses settings that the policy does not read; throws BadRequest naming the option.
 void check_policy_options(const PolicySettings& given, const std::string& policy);
 

@@ -23,7 +23,8 @@ Vocabulary::Vocabulary(const std::filesystem::path& folder) {
     throw std::runtime_error(path.string() + ": expected one symbol a line, got none");
 }
 
-std::vector<std::int32_t> Vocabulary::encode(const std::string& text) const {
+std::vector<std::int32_t> Vocabulary::encode(const std::string& text,
+                                             const std::string& what) const {
   std::vector<std::int32_t> tokens;
   for (std::size_t at = 0; at < text.size();) {
     // A character of UTF-8 may take several bytes; it is named whole when it is unknown.
@@ -34,7 +35,7 @@ std::vector<std::int32_t> Vocabulary::encode(const std::string& text) const {
     const std::string character = text.substr(at, bytes);
     const auto found = m_ids.find(character);
     if (found == m_ids.end())
-      throw BadRequest("prompt: character '" + character + "' at place " + std::to_string(at) +
+      throw BadRequest(what + ": character '" + character + "' at place " + std::to_string(at) +
                        " is not in the model's vocabulary");
     tokens.push_back(found->second);
     at += bytes;

@@ -20,8 +20,10 @@ class Vocabulary {
   /// Whether the folder has one.
   [[nodiscard]] static bool exists(const std::filesystem::path& folder);
 
-  /// Token ids of a text; throws BadRequest naming the first character outside the vocabulary.
-  [[nodiscard]] std::vector<std::int32_t> encode(const std::string& text) const;
+  /// Token ids of a text; throws BadRequest naming the first character outside the vocabulary,
+  /// with `what` in front of it.
+  [[nodiscard]] std::vector<std::int32_t> encode(const std::string& text,
+                                                 const std::string& what = "prompt") const;
 
   /// Text of tokens up to the first `end` token; other special symbols are written as their names.
   [[nodiscard]] std::string decode(std::span<const std::int32_t> tokens, std::int32_t end) const;

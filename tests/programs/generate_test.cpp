@@ -1,39 +1,25 @@
 // SPDX-License-Identifier: Apache-2.0
 // dllm-generate as a user runs it: files, exit codes, one line of complaint.
-#include <sys/wait.h>
-
 #include <catch2/catch.hpp>
-#include <cstdio>
 #include <fstream>
 #include <nlohmann/json.hpp>
 #include <string>
 
 #include "support/golden_case.hpp"
+#include "support/program_run.hpp"
 #include "support/temporary_folder.hpp"
 
 using dllm_cache::Index;
+using dllm_cache::testing::Outcome;
+using dllm_cache::testing::read_json;
 using dllm_cache::testing::TemporaryFolder;
 using golden::Case;
 using Json = nlohmann::json;
 
 namespace {
 
-struct Outcome {
-  int code = -1;
-  std::string output;  // standard output and error together
-};
-
 Outcome run(const std::string& arguments) {
-  const std::string command = std::string(DLLM_GENERATE) + " " + arguments + " 2>&1 </dev/null";
-  Outcome outcome;
-  FILE* pipe = popen(command.c_str(), "r");
-  REQUIRE(pipe != nullptr);
-  char buffer[4096];
-  for (std::size_t got = 0; (got = std::fread(buffer, 1, sizeof buffer, pipe)) > 0;)
-    outcome.output.append(buffer, got);
-  const int status = pclose(pipe);
-  outcome.code = WIFEXITED(status) ? WEXITSTATUS(status) : -1;
-  return outcome;
+  return dllm_cache::testing::run_program(DLLM_GENERATE, arguments);
 }
 
 std::string model(const std::string& name) {
@@ -41,11 +27,6 @@ std::string model(const std::string& name) {
 }
 std::string request(const std::string& name) {
   return "--request " + (golden::folder() / name / "case.json").string() + " ";
-}
-
-Json read_json(const std::filesystem::path& path) {
-  std::ifstream file(path);
-  return Json::parse(file);
 }
 
 /// Writes a request that is the golden one with some keys replaced (or removed, where null is given
@@ -64,11 +45,7 @@ std::string changed_request(const TemporaryFolder& folder, const Json& changes) 
 }
 
 void check_refusal(const Outcome& outcome, int code, const std::string& part) {
-  INFO(outcome.output);
-  CHECK(outcome.code == code);
-  CHECK(outcome.output.find(part) != std::string::npos);
-  CHECK(outcome.output.rfind("dllm-generate: ", 0) == 0);
-  CHECK(std::count(outcome.output.begin(), outcome.output.end(), '\n') == 1);
+  dllm_cache::testing::check_refusal(outcome, "dllm-generate", code, part);
 }
 
 }  // namespace
