@@ -63,9 +63,9 @@ class Selector {
       if (!std::equal(last, last + fresh.cols, cached.row(row)))
         std::copy_n(cached.row(row), fresh.cols, anchor);
       m_scratch.assign(anchor, anchor + fresh.cols);
-      m_vverify.accumulate(
-          fresh.middle_rows(row, 1), dllm_cache::dense_view(m_scratch.data(), 1, fresh.cols),
-          sums.subspan(static_cast<std::size_t>(row), 1));
+      m_vverify.accumulate(fresh.middle_rows(row, 1),
+                           dllm_cache::dense_view(m_scratch.data(), 1, fresh.cols),
+                           sums.subspan(static_cast<std::size_t>(row), 1));
       std::copy_n(fresh.row(row), fresh.cols, cached.row(row));
       std::copy_n(fresh.row(row), fresh.cols, last);
     }

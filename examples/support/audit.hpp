@@ -102,7 +102,7 @@ class Audit {
   };
 
   // The chunks of the loop, so that equal hidden states give equal bits.
-  static constexpr std::size_t chunk_rows = 32;
+  static constexpr auto chunk_rows = static_cast<std::size_t>(Loop::chunk_rows);
 
   [[nodiscard]] Index vocabulary() const { return m_runner->vocabulary(); }
 

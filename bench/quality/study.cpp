@@ -1,0 +1,168 @@
+// SPDX-License-Identifier: Apache-2.0
+// dllm-study: dllm-eval with other criteria for the rows that are recomputed, and with a measure of
+// how the change of values predicts that of updates. Features are float32.
+#include <CLI/CLI.hpp>
+#include <iostream>
+#include <map>
+#include <nlohmann/json.hpp>
+
+#include "dllm_cache/models/load_model.hpp"
+#include "oracle_model.hpp"
+#include "support/answer_file.hpp"
+#include "support/answering.hpp"
+#include "support/command_line.hpp"
+#include "support/evaluation.hpp"
+#include "support/evaluation_table.hpp"
+#include "support/fingerprint.hpp"
+#include "support/progress.hpp"
+#include "support/settings_json.hpp"
+#include "support/text_file.hpp"
+
+namespace {
+
+using namespace programs;
+namespace models = dllm_cache::models;
+using Json = nlohmann::ordered_json;
+using study::Criterion;
+
+const std::map<std::string, Criterion> criteria = {{"cosine", Criterion::Cosine},
+                                                   {"l2", Criterion::L2},
+                                                   {"random", Criterion::Random},
+                                                   {"oracle", Criterion::Oracle},
+                                                   {"last-recomputed", Criterion::LastRecomputed}};
+
+struct Options {
+  std::string model, data, json, reference;
+  std::string criterion = "cosine";
+  double similar = 2.0;
+  bool measures = false;
+  std::optional<Index> count;
+  Index batch = 16;
+  bool quiet = false;
+  ComputeSettings compute;
+  Settings settings;
+};
+
+void declare(CLI::App& app, Options& options) {
+  app.add_option("--model", options.model, "Checkpoint folder with a vocab.txt")->required();
+  app.add_option("--data", options.data, "Questions, as for dllm-eval")->required();
+  app.add_option("--reference", options.reference,
+                 "Answers of dllm-eval --policy none, to compare");
+  app.add_option("--json", options.json, "Write everything measured to this file");
+  app.add_option("--criterion", options.criterion,
+                 "cosine, l2, random, oracle or last-recomputed: what decides which verified rows "
+                 "are recomputed")
+      ->capture_default_str()
+      ->check(CLI::IsMember(criteria));
+  app.add_option("--similar", options.similar,
+                 "Leave rows alone that are at least this similar (default: none)");
+  app.add_flag("--measure-changes", options.measures,
+               "Also correlate the cosines of values and of updates (one question at a time, as "
+               "the oracle)");
+  app.add_option("--count", options.count, "Only the first lines of the data")
+      ->check(CLI::PositiveNumber);
+  app.add_option("--batch", options.batch, "Questions that are answered together")
+      ->capture_default_str()
+      ->check(CLI::PositiveNumber);
+  app.add_flag("--quiet", options.quiet, "No progress bar and no table");
+  declare_compute(app, options.compute);
+  declare_decoding(app, options.settings.decoding);
+  declare_caching(app, options.settings.caching);
+}
+
+Json correlations(const std::vector<study::ChangeStatistics>& layers) {
+  Json all = Json::array();
+  study::Correlation total;
+  for (const study::ChangeStatistics& layer : layers) {
+    const study::Correlation& one = layer.cosines;
+    all.push_back(one.count > 0 ? Json(one.coefficient()) : Json());
+    total.count += one.count;
+    total.x += one.x;
+    total.y += one.y;
+    total.xx += one.xx;
+    total.xy += one.xy;
+    total.yy += one.yy;
+  }
+  return {{"layers", all}, {"all", total.coefficient()}, {"rows", total.count}};
+}
+
+int run(const Options& options) {
+  Settings settings = options.settings;
+  settings.caching = with_implied_policy(settings.caching);
+  check_policy_options(settings.caching, settings.caching.policy.value_or("dllm-cache"));
+  if (options.compute.features != FeatureType::Float32)
+    throw BadRequest("--features must be float32 here");
+  const Vocabulary vocabulary(options.model);
+  const std::vector<Question> questions = read_questions(options.data, vocabulary, options.count);
+  const auto model = models::load_model(options.model, options.compute.model);
+  models::TransformerRunner runner(model, options.compute.threads);
+  const AnswerOrigin origin{
+      .count = static_cast<Index>(questions.size()),
+      .data = fingerprint(questions),
+      .model = model_fingerprint(options.model),
+      .decoding = decoding_json(settings.decoding, runner.prediction_shift() > 0),
+      .policy = policy_json(settings.caching),
+      .compute = compute_json(options.compute.model, options.compute.features)};
+  std::optional<SavedAnswers> reference;
+  if (!options.reference.empty()) {
+    reference = read_answers(options.reference);
+    check_reference(options.reference, *reference, origin, questions);
+  }
+
+  study::Selector selector;
+  selector.criterion = criteria.at(options.criterion);
+  selector.similar = options.similar;
+  const bool foresees = options.measures || selector.criterion == Criterion::Oracle;
+  Progress progress(!options.quiet);
+  const auto show = [&](Index answered) {
+    progress.show(answered, static_cast<Index>(questions.size()),
+                  "questions, criterion " + options.criterion);
+  };
+  Answers answers;
+  Json changes;
+  if (foresees) {
+    study::OracleModel oracle(runner);
+    selector.changes = oracle.changes();
+    answers = answer_with(
+        oracle,
+        [&] {
+          using Loop = dllm_cache::DenoisingLoop<study::OracleModel, float, study::Selector>;
+          auto loop = std::make_unique<Loop>(oracle, dllm_cache::large_pages(), selector);
+          // One sequence runs at a time: the one that joined last.
+          oracle.watch([loop = loop.get()]() -> const study::OracleModel::Cache& {
+            return loop->cache(loop->sequences() - 1);
+          });
+          return loop;
+        },
+        questions, settings, 1, show);
+    changes = correlations(oracle.statistics());
+  } else {
+    using Loop = dllm_cache::DenoisingLoop<models::TransformerRunner, float, study::Selector>;
+    answers = answer_with(
+        runner, [&] { return std::make_unique<Loop>(runner, dllm_cache::large_pages(), selector); },
+        questions, settings, options.batch, show);
+  }
+  const Evaluation evaluation = evaluate(questions, vocabulary, model->config.special.end_of_text,
+                                         answers, reference ? &reference->answers : nullptr);
+  if (!options.json.empty()) {
+    Json json = to_json(evaluation);
+    json["settings"] = origin.policy;
+    json["settings"]["decoding"] = origin.decoding;
+    json["settings"]["criterion"] = options.criterion;
+    json["settings"]["similar"] = options.similar;
+    json["changes"] = changes;
+    write_text(options.json, json.dump() + "\n");
+  }
+  if (!options.quiet) std::cout << to_table(evaluation);
+  return 0;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  CLI::App app("Compares criteria for the rows that a cache recomputes, by the answers.",
+               "dllm-study");
+  Options options;
+  declare(app, options);
+  return run_command_line(app, argc, argv, [&] { return run(options); });
+}
