@@ -103,7 +103,11 @@ template <class Model, class MakeLoop>
           .cache_bytes = loop.cache_bytes(report.id)};
       if (on_answer) on_answer(++answered);
     };
-    for (fill(); running > 0; fill()) loop.step(note);
+    fill();
+    while (running > 0) {
+      loop.step(note);
+      fill();
+    }
   }
   answers.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   answers.operations = model.operations() - operations_before;
