@@ -50,14 +50,13 @@ using OnAnswer = std::function<void(Index answered)>;
 /// on the batch beyond the rounding of the model's products. `settings.decoding.gen_length` is not
 /// read.
 ///
-/// Features are held for the questions of the batch, four times as many where sequences end at
-/// different times. Throws BadRequest naming the line of a question that the settings do not fit,
-/// and what the library throws.
+/// Features are held for the questions of the batch alone. Throws BadRequest naming the line of a
+/// question that the settings do not fit, and what the library throws.
 [[nodiscard]] Answers answer(dllm_cache::models::TransformerRunner& runner,
                              const std::vector<Question>& questions, const Settings& settings,
                              FeatureType features, Index batch, const OnAnswer& on_answer = {});
 
-/// The same as answer() with the loops that `make_loop()` gives (a pointer to a DenoisingLoop over
+/// The same as answer() with the loop that `make_loop()` gives (a pointer to a DenoisingLoop over
 /// `model`), for models and selectors of other kinds; `model` counts `operations()`.
 template <class Model, class MakeLoop>
 [[nodiscard]] Answers answer_with(const Model& model, const MakeLoop& make_loop,
@@ -67,47 +66,40 @@ template <class Model, class MakeLoop>
                                         model.special_tokens());
   const dllm_cache::AnyPolicy policy = make_policy(settings.caching);
   const std::vector<std::size_t> order = places_by_length(questions);
-  // A loop holds the features of its finished sequences too; a new one begins with none.
-  const bool end_together =
-      dllm_cache::is_counted(options.front().commit) && !options.front().early_stop;
   const std::size_t together = std::min(static_cast<std::size_t>(batch), order.size());
-  const std::size_t per_loop = end_together ? together : 4 * together;
 
   Answers answers;
   answers.each.resize(questions.size());
   Index answered = 0;
   const double operations_before = model.operations();
   const auto start = std::chrono::steady_clock::now();
-  for (std::size_t begin = 0; begin < order.size(); begin += per_loop) {
-    const std::span places =
-        std::span(order).subspan(begin, std::min(per_loop, order.size() - begin));
-    const auto held = make_loop();
-    auto& loop = *held;
-    std::size_t running = 0;
-    const auto fill = [&] {
-      while (running < together && static_cast<std::size_t>(loop.sequences()) < places.size()) {
-        const std::size_t place = places[static_cast<std::size_t>(loop.sequences())];
-        loop.add(questions[place].prompt, options[place], policy);
-        ++running;
-      }
-    };
-    const auto note = [&](const dllm_cache::StepReport& report) {
-      if (!report.finished) return;
-      --running;
-      const auto response = loop.sequence(report.id).response();
-      answers.each[places[static_cast<std::size_t>(report.id)]] = {
-          .tokens = {response.begin(), response.end()},
-          .steps = report.step + 1,
-          .forwards = loop.forwards(report.id),
-          .rows = loop.counts(report.id),
-          .cache_bytes = loop.cache_bytes(report.id)};
-      if (on_answer) on_answer(++answered);
-    };
-    fill();
-    while (running > 0) {
-      loop.step(note);
-      fill();
+  const auto held = make_loop();
+  auto& loop = *held;
+  std::size_t running = 0;
+  const auto fill = [&] {
+    while (running < together && static_cast<std::size_t>(loop.sequences()) < order.size()) {
+      const std::size_t place = order[static_cast<std::size_t>(loop.sequences())];
+      loop.add(questions[place].prompt, options[place], policy);
+      ++running;
     }
+  };
+  const auto note = [&](const dllm_cache::StepReport& report) {
+    if (!report.finished) return;
+    --running;
+    const auto response = loop.sequence(report.id).response();
+    answers.each[order[static_cast<std::size_t>(report.id)]] = {
+        .tokens = {response.begin(), response.end()},
+        .steps = report.step + 1,
+        .forwards = loop.forwards(report.id),
+        .rows = loop.counts(report.id),
+        .cache_bytes = loop.cache_bytes(report.id)};
+    loop.release(report.id);
+    if (on_answer) on_answer(++answered);
+  };
+  fill();
+  while (running > 0) {
+    loop.step(note);
+    fill();
   }
   answers.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   answers.operations = model.operations() - operations_before;

@@ -328,6 +328,53 @@ TEST_CASE("DenoisingLoop: a finished sequence leaves the batch", "[denoising_loo
   CHECK(model.embeds == 3);
 }
 
+TEST_CASE("DenoisingLoop: a released sequence keeps its tokens and counts, not its features",
+          "[denoising_loop]") {
+  Model model(seed);
+  Loop loop(model), twin(model);
+  const DecodingOptions guided{.response = 2, .guidance_scale = 1.0};
+  for (Loop* one : {&loop, &twin}) {
+    one->add(Tokens{1, 2}, guided, DllmCachePolicy{4, 2, 0.5});
+    one->add(Tokens{3}, {.response = 5}, DllmCachePolicy{4, 2, 0.5});
+  }
+  loop.run([&](const StepReport& report) {
+    if (report.id == 0 && report.finished) loop.release(0);
+  });
+  twin.run();
+  CHECK(loop.cache_bytes(0) == 0);
+  CHECK(twin.cache_bytes(0) > 0);
+  for (const Index id : {0, 1}) {
+    CHECK(std::ranges::equal(loop.sequence(id).tokens(), twin.sequence(id).tokens()));
+    CHECK(loop.counts(id) == twin.counts(id));
+    CHECK(loop.forwards(id) == twin.forwards(id));
+  }
+  loop.release(0);  // once more changes nothing
+  CHECK(loop.counts(0) == twin.counts(0));
+  CHECK_THAT(exact_refusal<std::logic_error>([&] { static_cast<void>(loop.cache(0)); }),
+             Contains("cache() of sequence 0 released"));
+}
+
+TEST_CASE("DenoisingLoop: a sequence that still runs is not released",
+          "[denoising_loop][refusal]") {
+  Model model(seed);
+  Loop loop(model);
+  loop.add(Tokens{1, 2}, {.response = 3}, NoCache{});
+  loop.add(Tokens{4}, {.response = 3}, NoCache{});
+  const auto message = [&] { return exact_refusal<std::logic_error>([&] { loop.release(0); }); };
+  CHECK_THAT(message(), Contains("release() of sequence 0, which still runs"));
+  // Stopped, but part of a step whose predictions are still to come.
+  loop.observer.on_logits = [&](Index, Index, std::span<const float>) { throw CallbackError(); };
+  CHECK_THROWS_AS(loop.step(), CallbackError);
+  loop.stop(0);
+  CHECK_THAT(message(), Contains("which still runs"));
+  loop.observer.on_logits = {};
+  loop.step();
+  loop.release(0);
+  CHECK(loop.cache_bytes(0) == 0);
+  loop.run();
+  CHECK(loop.sequence(1).finished());
+}
+
 TEST_CASE("DenoisingLoop: with nothing added there is nothing to do", "[denoising_loop]") {
   Model model(seed);
   Loop loop(model);

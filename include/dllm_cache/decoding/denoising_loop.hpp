@@ -12,7 +12,7 @@
 #include <vector>
 
 #include "dllm_cache/decoding/denoising_model.hpp"
-#include "dllm_cache/guidance.hpp"
+#include "dllm_cache/decoding/loop_sequence.hpp"
 #include "dllm_cache/large_pages.hpp"
 #include "dllm_cache/workspace.hpp"
 
@@ -116,6 +116,20 @@ class DenoisingLoop {
   /// commits nothing of it. Throws like sequence().
   void stop(Index id) { slot(id).stopped = true; }
 
+  /// Gives the features of a sequence back that takes no further steps; its state and its counts
+  /// stay. A loop that serves one sequence after another holds those of the running ones alone.
+  /// Throws std::logic_error for a sequence that still runs or is part of the step in progress,
+  /// and like sequence().
+  void release(Index id) {
+    Slot& done = slot(id);
+    const bool in_step =
+        m_pass && std::any_of(m_batch.begin(), m_batch.end(),
+                              [&](const BatchEntry& entry) { return entry.id == id; });
+    if (done.runs() || in_step)
+      detail::refuse_call("DenoisingLoop: release() of sequence ", id, ", which still runs");
+    done.release();
+  }
+
   /// True when no sequence would take another step.
   [[nodiscard]] bool finished() const {
     return std::none_of(m_slots.begin(), m_slots.end(),
@@ -125,75 +139,26 @@ class DenoisingLoop {
   [[nodiscard]] Index sequences() const { return static_cast<Index>(m_slots.size()); }
   /// State of a sequence; throws std::invalid_argument for an unknown number.
   [[nodiscard]] const SequenceState& sequence(Index id) const { return slot(id).state; }
-  /// The features of a sequence's conditional run; throws like sequence().
-  [[nodiscard]] const Cache& cache(Index id) const { return slot(id).cache; }
+  /// The features of a sequence's conditional run; throws like sequence(), and std::logic_error
+  /// when they were given back.
+  [[nodiscard]] const Cache& cache(Index id) const {
+    const Slot& held = slot(id);
+    if (!held.cache) detail::refuse_call("DenoisingLoop: cache() of sequence ", id, " released");
+    return *held.cache;
+  }
   /// Sequences of the step in progress, in the order of the pass.
   [[nodiscard]] std::span<const BatchEntry> batch() const { return m_batch; }
 
   /// Rows of all committed steps of a sequence, unconditional ones included; throws like
   /// sequence().
-  [[nodiscard]] RowCounts counts(Index id) const {
-    const Slot& held = slot(id);
-    RowCounts counts = held.cache.counts();
-    if (held.guided) counts += held.guided->cache.counts();
-    counts.head = held.head_rows;
-    return counts;
-  }
+  [[nodiscard]] RowCounts counts(Index id) const { return slot(id).counts(); }
   /// Forwards of a sequence, unconditional ones included; throws like sequence().
-  [[nodiscard]] Index forwards(Index id) const {
-    const Slot& held = slot(id);
-    return held.cache.step() + (held.guided ? held.guided->cache.step() : 0);
-  }
+  [[nodiscard]] Index forwards(Index id) const { return slot(id).forwards(); }
   /// Bytes of features held for a sequence, unconditional ones included; throws like sequence().
-  [[nodiscard]] Index cache_bytes(Index id) const {
-    const Slot& held = slot(id);
-    return held.cache.bytes() + (held.guided ? held.guided->cache.bytes() : 0);
-  }
+  [[nodiscard]] Index cache_bytes(Index id) const { return slot(id).cache_bytes(); }
 
  private:
-  // Which rows' tokens changed, as seen by one run of a sequence (see StepInput).
-  struct ChangeLog {
-    explicit ChangeLog(std::size_t rows) : changed(rows, 0), unchanged_steps(rows, oldest) {}
-    void mark(std::size_t row) {
-      changed[row] = 1;
-      unchanged_steps[row] = 0;
-    }
-    void step_done() {
-      std::fill(changed.begin(), changed.end(), std::uint8_t{0});
-      for (std::uint16_t& steps : unchanged_steps)
-        if (steps < oldest) ++steps;
-    }
-    static constexpr std::uint16_t oldest = 65535;
-    std::vector<std::uint8_t> changed;
-    std::vector<std::uint16_t> unchanged_steps;
-  };
-
-  // The unconditional run of a guided sequence, with counters of its own.
-  struct Guided {
-    Guided(Cache features, Guidance residual, std::size_t rows)
-        : cache(std::move(features)), guidance(std::move(residual)), changes(rows) {}
-    Cache cache;
-    Guidance guidance;
-    ChangeLog changes;
-    Rows block = {};
-    Index block_step = 0;
-  };
-
-  struct Slot {
-    Slot(Index number, SequenceState sequence, Cache features)
-        : id(number),
-          state(std::move(sequence)),
-          cache(std::move(features)),
-          changes(state.tokens().size()) {}
-    [[nodiscard]] bool runs() const { return !stopped && !state.finished(); }
-    Index id;
-    SequenceState state;
-    Cache cache;
-    ChangeLog changes;
-    std::optional<Guided> guided;
-    Index head_rows = 0;
-    bool stopped = false;
-  };
+  using Slot = detail::LoopSequence<Cache>;
 
   // A row whose logits are wanted, by its places in x.
   struct Wanted {
@@ -227,14 +192,14 @@ class DenoisingLoop {
       if (!running.runs()) continue;
       const SequenceState& state = running.state;
       m_batch.push_back({id, false});
-      m_caches.push_back(&running.cache);
+      m_caches.push_back(&*running.cache);
       m_inputs.push_back({.block = state.block(),
                           .block_step = state.block_progress().step,
                           .masked = state.masked(),
                           .changed = running.changes.changed,
                           .unchanged_steps = running.changes.unchanged_steps});
       if (!running.guided || !running.guided->guidance.due(state.step())) continue;
-      Guided& guided = *running.guided;
+      auto& guided = *running.guided;
       m_batch.push_back({id, true});
       m_caches.push_back(&guided.cache);
       m_inputs.push_back({.block = state.block(),
