@@ -14,7 +14,7 @@ trap 'rm -f "$log"' EXIT
 quietly() { "$@" >"$log" 2>&1 || { cat "$log" >&2; exit 1; }; }
 echo "building (about a minute the first time) ..."
 quietly cmake --preset release -DDLLM_CACHE_BUILD_TESTS=OFF -DDLLM_CACHE_BUILD_BENCH=OFF
-quietly cmake --build --preset release --target dllm-demo dllm-generate
+quietly cmake --build --preset release --target dllm-demo dllm-generate dllm-trace
 echo
 # What is given behind the script beats what is given here.
 case " $*" in
