@@ -2,7 +2,6 @@
 // dllm-demo: the same prompt without and with the cache, side by side.
 #include <CLI/CLI.hpp>
 #include <cstdio>
-#include <sstream>
 #include <string>
 #include <vector>
 
@@ -10,6 +9,11 @@
 #include "support/command_line.hpp"
 #include "support/generation.hpp"
 #include "support/progress.hpp"
+#include "support/race.hpp"
+#include "support/side_by_side.hpp"
+#include "support/stepwise_run.hpp"
+#include "support/styled_text.hpp"
+#include "support/terminal.hpp"
 #include "support/text_file.hpp"
 #include "support/vocabulary.hpp"
 
@@ -20,104 +24,138 @@ namespace models = dllm_cache::models;
 
 struct Options {
   std::string model;
+  std::string prompt;
   std::string prompt_file;
+  std::string policy = "dllm-cache";
   int threads = models::available_threads();
-  Settings settings;
+  double speed = 1.0;
+  bool no_live = false;
+  bool no_colour = false;
+  DecodingSettings decoding;
 };
 
-constexpr int column = 38;  // two of them and a gap fit into 80 columns
+void print_lines(const std::vector<std::string>& lines) {
+  for (const std::string& line : lines) std::printf("%s\n", line.c_str());
+}
 
-std::vector<std::string> lines_of(const std::string& text) {
-  std::vector<std::string> lines;
-  std::istringstream stream(text);
-  for (std::string line; std::getline(stream, line);) {
-    // Long lines continue below, so that columns stay columns.
-    for (std::size_t at = 0; at == 0 || at < line.size(); at += column)
-      lines.push_back(line.substr(at, column));
+/// The prompt, shortened in its middle to `most` lines.
+void print_prompt(const std::string& prompt, std::size_t tokens, int columns, std::size_t most) {
+  std::vector<std::string> lines = wrap_text(prompt, columns - 4);
+  std::printf(" Prompt (%zu tokens):\n\n", tokens);
+  if (lines.size() > most) {
+    const auto cut = lines.begin() + static_cast<std::ptrdiff_t>(most / 2);
+    lines.erase(cut, cut + static_cast<std::ptrdiff_t>(lines.size() - most));
+    lines.insert(lines.begin() + static_cast<std::ptrdiff_t>(most / 2), "...");
   }
-  return lines;
+  for (const std::string& line : lines) std::printf("   %s\n", line.c_str());
+  std::printf("\n");
 }
 
-void print_columns(const std::string& left, const std::string& right) {
-  const auto a = lines_of(left), b = lines_of(right);
-  for (std::size_t i = 0; i < std::max(a.size(), b.size()); ++i)
-    std::printf("  %-*s %s\n", column, i < a.size() ? a[i].c_str() : "",
-                i < b.size() ? b[i].c_str() : "");
-}
-
-GenerationResult run_once(models::TransformerRunner& runner, Request request, const char* policy,
-                          const char* words) {
-  request.settings.caching.policy = policy;
+void run_quietly(const Side& side, Index steps) {
   Progress progress(true);
-  const Index steps = planned_steps(request);
-  return generate(runner, request, {}, [&](const dllm_cache::StepReport& report) {
-    progress.show(report.step + 1, steps, words);
-    return true;
-  });
+  while (!side.run.finished()) {
+    side.run.step();
+    progress.show(side.run.steps(), steps, side.title);
+  }
+}
+
+void print_answers(const Side& off, const Side& on, const std::string& a, const std::string& b,
+                   int columns) {
+  if (columns < race_columns) {
+    for (const auto& [side, text] : {std::pair(&off, &a), std::pair(&on, &b)}) {
+      std::printf(" %s:\n\n", side->title.c_str());
+      for (const std::string& line : wrap_text(*text, std::max(columns - 4, 1)))
+        std::printf("   %s\n", line.c_str());
+      std::printf("\n");
+    }
+    return;
+  }
+  const int width = column_width(race_columns);
+  const std::string rule(static_cast<std::size_t>(width), '-');
+  print_lines(render_columns(off.title, on.title, width));
+  print_lines(render_columns(rule, rule, width));
+  print_lines(render_columns(a, b, width));
+  print_lines(render_columns(rule, rule, width));
+  std::printf("\n");
 }
 
 int run(const Options& options) {
+  Request request;
+  request.settings.decoding = options.decoding;
+  Settings off_settings = request.settings, on_settings = request.settings;
+  off_settings.caching.policy = "none";
+  on_settings.caching.policy = options.policy;
+  const Index steps = planned_steps(request);
+  static_cast<void>(make_policy(on_settings.caching));  // refused before a large model is opened
+  const std::string prompt =
+      options.prompt_file.empty() ? options.prompt : read_text(options.prompt_file);
+
   const auto model = models::load_model(options.model);
   const Vocabulary vocabulary(options.model);
-  const std::string text = read_text(options.prompt_file);
-  Request request;
-  request.prompts.push_back(vocabulary.encode(text));
-  request.settings = options.settings;
-
-  std::printf("Prompt (%zu tokens):\n\n", request.prompts.front().size());
-  for (const std::string& line : lines_of(text)) std::printf("  %s\n", line.c_str());
-  std::printf("\n");
-
-  models::TransformerRunner runner(model, options.threads);
-  const GenerationResult off = run_once(runner, request, "none", "cache off");
-  const GenerationResult on = run_once(runner, request, "dllm-cache", "cache on");
-
   const std::int32_t end = model->config.special.end_of_text;
-  print_columns("cache off", "cache on (dLLM-Cache)");
-  print_columns(std::string(column, '-'), std::string(column, '-'));
-  print_columns(vocabulary.decode(off.tokens.front(), end),
-                vocabulary.decode(on.tokens.front(), end));
-  print_columns(std::string(column, '-'), std::string(column, '-'));
-  const auto compare = [](const char* what, const std::string& a, const std::string& b) {
-    print_columns(what + a, what + b);
-  };
-  const auto number = [](const char* format, auto value) {
-    char buffer[64];
-    std::snprintf(buffer, sizeof buffer, format, value);
-    return std::string(buffer);
-  };
-  compare("forwards         ", number("%td", off.forwards), number("%td", on.forwards));
-  compare("rows recomputed  ", number("%td", off.rows.update), number("%td", on.rows.update));
-  compare("operations       ", number("%.3g", off.operations), number("%.3g", on.operations));
-  compare("seconds          ", number("%.3f", off.seconds), number("%.3f", on.seconds));
-  compare("feature bytes    ", number("%td", off.cache_bytes), number("%td", on.cache_bytes));
+  const std::vector<std::int32_t> tokens = vocabulary.encode(prompt);
+  models::TransformerRunner runner(model, options.threads);
+  StepwiseRun off_run(runner, tokens, off_settings), on_run(runner, tokens, on_settings);
+  const Side off{off_run, "cache off"}, on{on_run, "cache on (" + options.policy + ")"};
 
-  const auto& a = off.tokens.front();
-  const auto& b = on.tokens.front();
-  std::size_t equal = 0;
-  for (std::size_t i = 0; i < a.size(); ++i) equal += a[i] == b[i] ? 1U : 0U;
-  std::printf("\nTokens: %s (%zu of %zu)\n", a == b ? "all equal" : "not all equal", equal,
-              a.size());
-  std::printf(
-      "With the cache: %.1f times fewer rows, %.1f times fewer operations, %.1f times "
-      "faster\n",
-      static_cast<double>(off.rows.update) / static_cast<double>(on.rows.update),
-      off.operations / on.operations, off.seconds / on.seconds);
+  const TerminalTraits terminal = detect_terminal(!options.no_colour);
+  const bool live = can_race(terminal) && !options.no_live;
+  constexpr int frame_lines = 24;  // what is left of the terminal may be filled by the prompt
+  print_prompt(prompt, tokens.size(), terminal.columns,
+               static_cast<std::size_t>(live ? std::max(terminal.rows - frame_lines, 6) : 40));
+  bool shown = false;
+  if (live) {
+    shown = race(off, on, vocabulary, end,
+                 {.steps = steps, .speed = options.speed, .colour = !options.no_colour});
+    std::printf("\n");
+  } else {
+    run_quietly(off, steps);
+    run_quietly(on, steps);
+  }
+  const RunRecord off_record = off_run.record(), on_record = on_run.record();
+  if (!shown)
+    print_answers(off, on, vocabulary.decode(off_record.tokens, end),
+                  vocabulary.decode(on_record.tokens, end),
+                  detect_terminal(!options.no_colour).columns);
+  print_lines(compare_runs(off_record, on_record));
   return 0;
+}
+
+void declare(CLI::App& app, Options& options) {
+  app.option_defaults()->multi_option_policy(CLI::MultiOptionPolicy::TakeLast);
+  app.add_option("--model", options.model, "Checkpoint folder with a vocab.txt")->required();
+  auto* prompt = app.add_option_group("prompt", "what is answered");
+  prompt->add_option("--prompt", options.prompt, "The prompt as text");
+  prompt->add_option("--prompt-file", options.prompt_file, "The same, read from a file");
+  prompt->require_option(1);
+  declare_gen_length(app, options.decoding);
+  app.add_option("--block-length", options.decoding.block_length, "Tokens a block")
+      ->default_str("32");
+  app.add_option("--policy", options.policy,
+                 "Cache policy of the right side; dllm-generate --policy list describes them all")
+      ->capture_default_str();
+  declare_threads(app, options.threads);
+  app.add_option("--speed", options.speed,
+                 "Show it in slow motion, at this share of the true speed; the clocks stay true")
+      ->capture_default_str()
+      ->check(CLI::Range(0.01, 1.0));
+  app.add_flag("--no-live", options.no_live,
+               "Print answers and summary only, as where the output is no terminal");
+  app.add_flag("--no-color", options.no_colour,
+               "Brightness alone tells tokens apart, as with NO_COLOR set");
 }
 
 }  // namespace
 
 int main(int argc, char** argv) {
-  CLI::App app("Answers one prompt without and with the cache and compares answers and cost.",
-               "dllm-demo");
+  CLI::App app(
+      "Answers one prompt without and with the cache, both at once, and compares answers and "
+      "cost.\n"
+      "In a terminal of 80 columns or more the answers are drawn while they grow.\n"
+      "Exit codes: 0 done, 1 a file cannot be used, 2 a bad option or prompt.",
+      "dllm-demo");
   Options options;
-  options.settings.decoding.block_length = 32;
-  app.add_option("--model", options.model, "Checkpoint folder with a vocab.txt")->required();
-  app.add_option("--prompt-file", options.prompt_file, "The prompt as text")->required();
-  declare_gen_length(app, options.settings.decoding);
-  app.add_option("--block-length", options.settings.decoding.block_length, "Tokens a block")
-      ->default_str("32");
-  declare_threads(app, options.threads);
+  options.decoding.block_length = 32;
+  declare(app, options);
   return run_command_line(app, argc, argv, [&] { return run(options); });
 }

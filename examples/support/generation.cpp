@@ -37,7 +37,7 @@ void watch(Loop& loop, Trace& trace) {
         if (!pass.open())
           before -= std::count_if(batch.begin(), batch.end(),
                                   [&](const auto& other) { return other.id == entry.id; });
-        trace.before_step(entry.id, state.step(), state.response());
+        trace.forward(entry.id, before + (entry.unconditional ? 1 : 0), state);
       }
       trace.layer(pass, i, entry.id, state.prompt_rows(), static_cast<Index>(state.tokens().size()),
                   before + (entry.unconditional ? 1 : 0), layer);

@@ -22,8 +22,13 @@ void add(models::SafetensorsWriter& writer, const std::string& name, models::Ten
 
 }  // namespace
 
-void Trace::before_step(Index sequence, Index step, std::span<const std::int32_t> response) {
-  m_sequences[sequence].before[step].assign(response.begin(), response.end());
+void Trace::forward(Index sequence, Index forward, const dllm_cache::SequenceState& state) {
+  Sequence& record = m_sequences[sequence];
+  const auto prompt = state.tokens().first(static_cast<std::size_t>(state.prompt_rows()));
+  record.prompt.assign(prompt.begin(), prompt.end());
+  record.before[state.step()].assign(state.response().begin(), state.response().end());
+  record.step_of_forward.resize(static_cast<std::size_t>(forward) + 1);
+  record.step_of_forward.back() = state.step();
 }
 
 void Trace::finish(Index sequence, std::span<const std::int32_t> response) {
@@ -35,6 +40,8 @@ bool Trace::uniform() const {
   return std::all_of(m_sequences.begin(), m_sequences.end(), [&](const auto& entry) {
     const Sequence& other = entry.second;
     if (other.final_tokens.size() != first.final_tokens.size() ||
+        other.prompt.size() != first.prompt.size() ||
+        other.step_of_forward != first.step_of_forward ||
         other.before.size() != first.before.size() || other.layers.size() != first.layers.size())
       return false;
     return std::equal(other.layers.begin(), other.layers.end(), first.layers.begin(),
@@ -58,6 +65,10 @@ void Trace::write(const std::filesystem::path& path) const {
     };
     add<std::int64_t>(writer, prefix + "final_tokens", models::TensorType::I64, {batch},
                       gather([](const Sequence& s) { return &s.final_tokens; }));
+    add<std::int64_t>(writer, prefix + "prompt_tokens", models::TensorType::I64, {batch},
+                      gather([](const Sequence& s) { return &s.prompt; }));
+    add<std::int64_t>(writer, prefix + "step_of_forward", models::TensorType::I64, {batch},
+                      gather([](const Sequence& s) { return &s.step_of_forward; }));
     std::vector<const std::vector<std::int64_t>*> before;
     for (const auto& [step, tokens] : group.front()->before)
       for (const Sequence* sequence : group) before.push_back(&sequence->before.at(step));

@@ -17,12 +17,13 @@ using dllm_cache::Index;
 /// Collects what every step did to every row and writes it as a safetensors file.
 ///
 /// Names follow the golden cases: `final_tokens` I64 [batch, response], `tokens_before_step` I64
-/// [steps, batch, response], `stepN.layerL.selected` I64 [batch, k] and `.similarity` F32
+/// [steps, batch, response], `prompt_tokens` I64 [batch, prompt], `step_of_forward` I64 [batch,
+/// forwards], `stepN.layerL.selected` I64 [batch, k] and `.similarity` F32
 /// [batch, response] where a layer verified response rows (row 0 is the first response row), and
 /// `stepN.layerL.treatment` U8 [batch, rows]: 0 absent, 1 reused, 2 verified, 3 recomputed. When
 /// the sequences differ in length or steps, each has its own tensors, named `sequenceI.` + name.
 /// With guidance N counts the forwards of the sequence: of a step first the conditional one, then,
-/// where it is due, the unconditional one.
+/// where it is due, the unconditional one; `step_of_forward` says which step each belongs to.
 class Trace {
  public:
   /// Records one layer of one sequence, `i` its place in the pass, in its `forward`-th forward.
@@ -49,8 +50,8 @@ class Trace {
     }
   }
 
-  /// Records the response of a sequence as it is before a step.
-  void before_step(Index sequence, Index step, std::span<const std::int32_t> response);
+  /// Records that a forward of a sequence begins: the next one, in step `state.step()`.
+  void forward(Index sequence, Index forward, const dllm_cache::SequenceState& state);
   /// Records the answer of a sequence.
   void finish(Index sequence, std::span<const std::int32_t> response);
 
@@ -64,8 +65,10 @@ class Trace {
     std::vector<std::int64_t> selected;
   };
   struct Sequence {
-    std::map<std::pair<Index, Index>, Layer> layers;  // by forward and layer
-    std::map<Index, std::vector<std::int64_t>> before;
+    std::map<std::pair<Index, Index>, Layer> layers;    // by forward and layer
+    std::map<Index, std::vector<std::int64_t>> before;  // by step
+    std::vector<std::int64_t> prompt;
+    std::vector<std::int64_t> step_of_forward;
     std::vector<std::int64_t> final_tokens;
   };
 

@@ -20,7 +20,7 @@ struct Outcome {
 };
 
 /// Runs a program as a shell would, with nothing to read.
-inline Outcome run_program(const std::string& program, const std::string& arguments) {
+inline Outcome run_program(const std::string& program, const std::string& arguments = "") {
   const std::string command = program + " " + arguments + " 2>&1 </dev/null";
   Outcome outcome;
   FILE* pipe = popen(command.c_str(), "r");
