@@ -45,6 +45,6 @@ int main(int argc, char** argv) {
   app.add_option("--trace", options.trace, "The trace, a safetensors file")->required();
   app.add_option("--vocab", options.vocabulary,
                  "Checkpoint folder with a vocab.txt: tokens are shown as text, else as numbers");
-  app.add_option("--out", options.out, "The page to write")->required();
+  app.add_option("--out", options.out, "The page to write (- for standard output)")->required();
   return run_command_line(app, argc, argv, [&] { return run(options); });
 }
