@@ -19,7 +19,7 @@ measure() {  # PROGRAM REPETITIONS SECONDS-EACH
     --benchmark_out="bench/results/$1.json" --benchmark_out_format=json
 }
 measure core 7 0.1
-measure layer 5 0.2
+measure layer 5 0.1
 measure generate 5 0
 build/venv/bin/python bench/report.py bench/results/{generate,layer,core}.json \
   --svg bench/results/steps.svg --readme bench/RESULTS.md

@@ -51,8 +51,9 @@ void declare(CLI::App& app, Options& options) {
                  "file (- for standard output)");
   app.add_option("--trace", options.trace,
                  "Write what happened to every row in every step and layer to this safetensors "
-                 "file: final_tokens, tokens_before_step, stepN.layerL.selected, .similarity and "
-                 ".treatment (0 absent, 1 reused, 2 verified, 3 recomputed)");
+                 "file, for dllm-trace: prompt_tokens, final_tokens, tokens_before_step, "
+                 "step_of_forward, stepN.layerL.selected, .similarity and .treatment (0 absent, 1 "
+                 "reused, 2 verified, 3 recomputed)");
   app.add_flag("--audit", options.audit,
                "Run the uncached forward beside every step and report how far the logits and the "
                "tokens of the cached one are from it; not with guidance");

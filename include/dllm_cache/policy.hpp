@@ -58,11 +58,13 @@ struct NoCache {
 class AnyPolicy {
  public:
   // The exclusion comes first: clang 14 otherwise asks CachePolicy of AnyPolicy while defining it.
+  // NOLINTBEGIN(bugprone-forwarding-reference-overload): which is what it says.
   template <class P>
   requires(!std::same_as<std::remove_cvref_t<P>, AnyPolicy>) &&
       CachePolicy<std::remove_cvref_t<P>> AnyPolicy(
           P&& policy)  // NOLINT(google-explicit-constructor): a policy is an AnyPolicy
       : m_policy(std::make_unique<Model<std::remove_cvref_t<P>>>(std::forward<P>(policy))) {}
+  // NOLINTEND(bugprone-forwarding-reference-overload)
 
   AnyPolicy(const AnyPolicy& other) : m_policy(other.m_policy->clone()) {}
   AnyPolicy(AnyPolicy&&) noexcept = default;

@@ -42,8 +42,8 @@ class OneDnnAttention {
       const Index blocks = (rows + most - 1) / most;
       const Index block = ((rows + blocks - 1) / blocks + 7) / 8 * 8;
       // Tasks for every thread even where there are fewer key heads than threads.
-      const Index parts =
-          std::clamp<Index>((2 * team.threads() + shape.kv_heads - 1) / shape.kv_heads, 1, blocks);
+      const Index parts = std::clamp<Index>(
+          (Index{2} * team.threads() + shape.kv_heads - 1) / shape.kv_heads, 1, blocks);
       const double operations = 4.0 * static_cast<double>(rows) * static_cast<double>(keys) *
                                 static_cast<double>(shape.heads * shape.head_dim);
       team.for_each(shape.kv_heads * parts, operations, [&](Index task, Scratch& scratch) {

@@ -104,7 +104,7 @@ class ThreadTeam {
   /// operations each.
   template <class Work>
   void for_rows(Index rows, double elements, const Work& work) {
-    const Index chunk = std::max<Index>(1, rows / (4 * m_threads));
+    const Index chunk = std::max<Index>(1, rows / (Index{4} * m_threads));
     for_each((rows + chunk - 1) / chunk, 8.0 * elements, [&](Index task, Scratch&) {
       for (Index row = task * chunk; row < std::min(rows, (task + 1) * chunk); ++row) work(row);
     });

@@ -69,7 +69,7 @@ class RotaryEmbedding {
     team.for_rows(x.rows, static_cast<double>(x.rows * x.cols), [&](Index row) {
       const std::int32_t position = positions[static_cast<std::size_t>(row)];
       if (position >= 0 && position <= largest_kept) {
-        turn_row(x.row(row), x.cols, m_table.data() + position * 2 * m_half);
+        turn_row(x.row(row), x.cols, m_table.data() + Index{2} * position * m_half);
       } else {
         std::vector<float> turn(static_cast<std::size_t>(2 * m_half));
         fill(position, turn.data());

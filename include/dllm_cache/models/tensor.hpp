@@ -16,6 +16,7 @@ namespace dllm_cache::models {
 /// Element types of the safetensors format that take whole bytes.
 ///
 /// The packed types F4, F6_E2M3 and F6_E3M2 are left out: a file that has them is refused.
+// NOLINTBEGIN(readability-identifier-naming): the names are those of the format.
 enum class TensorType : std::uint8_t {
   F64,
   F32,
@@ -37,6 +38,7 @@ enum class TensorType : std::uint8_t {
   U8,
   BOOL,
 };
+// NOLINTEND(readability-identifier-naming)
 
 namespace detail {
 
