@@ -112,8 +112,9 @@ def draw_steps(medians, path):
         axis.set_xticks(range(len(bars)), [name for name, _ in bars])
         axis.set_ylabel("seconds a step")
         axis.spines[["top", "right"]].set_visible(False)
-    axes[0][0].legend(fontsize=7, frameon=False)
-    figure.tight_layout()
+    figure.legend(*axes[0][0].get_legend_handles_labels(), loc="lower center", ncol=len(kinds),
+                  fontsize=8, frameon=False)
+    figure.tight_layout(rect=(0, 0.07, 1, 1))
     figure.savefig(path, metadata={"Date": None})
 
 
