@@ -45,15 +45,15 @@ void convert_row(const From* from, To* to, Index count) {
 /// Adds `count` elements of any scalar type to a row in the compute scalar.
 template <class Scalar, class From>
 void add_row(const From* from, Scalar* to, Index count) {
-  Index done = 0;
-  for (; done + lane_count <= count; done += lane_count) {
+  const Index whole = count - count % lane_count;
+  for (Index done = 0; done < whole; done += lane_count) {
     Lanes<Scalar> sum, term;
     load_lanes<Scalar, Scalar>(to + done, sum);
     load_lanes<From, Scalar>(from + done, term);
     sum += term;
     store_lanes<Scalar, Scalar>(sum, to + done);
   }
-  for (; done < count; ++done) to[done] += static_cast<Scalar>(from[done]);
+  for (Index rest = whole; rest < count; ++rest) to[rest] += static_cast<Scalar>(from[rest]);
 }
 
 }  // namespace detail
