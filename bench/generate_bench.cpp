@@ -80,12 +80,10 @@ std::vector<std::int32_t> prompt_tokens(const Setting& setting, Index vocabulary
 }
 
 /// Operations a second of the best product of 1024 rows among the shapes of a layer.
-double peak_flops(const models::TransformerModel& model, const models::ComputeOptions& options,
-                  int threads) {
+double peak_flops(const models::TransformerModel& model, int threads) {
   models::ThreadTeam team(threads);
   models::Products products(team);
   double best = 0.0;
-  static_cast<void>(options);
   const models::LayerWeights& layer = model.layers.front();
   for (const models::Linear* linear : {&layer.query, &layer.gate, &layer.down}) {
     std::vector<float> x(static_cast<std::size_t>(1024 * linear->inputs()), 0.5F);
@@ -207,7 +205,7 @@ void run_generation(benchmark::State& state, const Setting& setting,
     models::TransformerRunner runner(model, threads);  // one for all, as in a program that goes on
     TimedRun<Stored> uncached(runner, setting, NoCache{});
     TimedRun<Stored> cached(runner, setting, setting.policy);
-    double peak = peak_flops(*model, options, threads);
+    double peak = peak_flops(*model, threads);
     // Uncached and cached steps take turns, so that both see the same machine.
     uncached.step();
     cached.step();
@@ -217,7 +215,7 @@ void run_generation(benchmark::State& state, const Setting& setting,
       if (step % (setting.steps / 3) == 1) uncached.step();
       cached.step();
     }
-    peak = std::max(peak, peak_flops(*model, options, threads));
+    peak = std::max(peak, peak_flops(*model, threads));
     if (cached.counts().update != expected_updates(setting, config.layers))
       state.SkipWithError("the cached run must recompute the rows that the method says");
 
@@ -261,7 +259,7 @@ void run_llada_8b() {
       distinct, threads);
   const auto model = bench::random_model(config, 5, options, distinct);
   const Setting setting{"gsm8k", 893, 256, 256, {100, 7, 0.25, true}};
-  const double peak = peak_flops(*model, options, threads);
+  const double peak = peak_flops(*model, threads);
   models::TransformerRunner runner(model, threads);
   TimedRun<Eigen::bfloat16> cached(runner, setting, setting.policy);
   for (int step = 0; step < 9; ++step) {

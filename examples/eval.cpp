@@ -11,9 +11,7 @@
 #include "support/command_line.hpp"
 #include "support/evaluation.hpp"
 #include "support/evaluation_table.hpp"
-#include "support/fingerprint.hpp"
 #include "support/progress.hpp"
-#include "support/settings_json.hpp"
 #include "support/text_file.hpp"
 
 namespace {
@@ -110,13 +108,9 @@ int run(const Options& options) {
   const std::int32_t end = model->config.special.end_of_text;
   if (end < 0) throw BadRequest("--model must have an end-of-text token, it has none");
   models::TransformerRunner runner(model, options.compute.threads);
-  const AnswerOrigin origin{
-      .count = static_cast<Index>(questions.size()),
-      .data = fingerprint(questions),
-      .model = model_fingerprint(options.model),
-      .decoding = decoding_json(settings.decoding, runner.prediction_shift() > 0),
-      .policy = policy_json(settings.caching),
-      .compute = compute_json(options.compute.model, options.compute.features)};
+  const AnswerOrigin origin =
+      make_origin(options.model, questions, settings, runner.prediction_shift() > 0,
+                  options.compute.model, options.compute.features);
   if (reference) check_reference(options.reference, *reference, origin, questions);
 
   const Answers answers = answer_all(runner, questions, settings, options);

@@ -31,6 +31,15 @@ struct Correlation {
     xy += a * b;
     yy += b * b;
   }
+  Correlation& operator+=(const Correlation& other) {
+    count += other.count;
+    x += other.x;
+    y += other.y;
+    xx += other.xx;
+    xy += other.xy;
+    yy += other.yy;
+    return *this;
+  }
   /// Pearson's coefficient; NaN where one quantity never changes.
   [[nodiscard]] double coefficient() const {
     const double covariance = count * xy - x * y;

@@ -13,9 +13,7 @@
 #include "support/command_line.hpp"
 #include "support/evaluation.hpp"
 #include "support/evaluation_table.hpp"
-#include "support/fingerprint.hpp"
 #include "support/progress.hpp"
-#include "support/settings_json.hpp"
 #include "support/text_file.hpp"
 
 namespace {
@@ -76,12 +74,7 @@ Json correlations(const std::vector<study::ChangeStatistics>& layers) {
   for (const study::ChangeStatistics& layer : layers) {
     const study::Correlation& one = layer.cosines;
     all.push_back(one.count > 0 ? Json(one.coefficient()) : Json());
-    total.count += one.count;
-    total.x += one.x;
-    total.y += one.y;
-    total.xx += one.xx;
-    total.xy += one.xy;
-    total.yy += one.yy;
+    total += one;
   }
   return {{"layers", all}, {"all", total.coefficient()}, {"rows", total.count}};
 }
@@ -96,13 +89,9 @@ int run(const Options& options) {
   const std::vector<Question> questions = read_questions(options.data, vocabulary, options.count);
   const auto model = models::load_model(options.model, options.compute.model);
   models::TransformerRunner runner(model, options.compute.threads);
-  const AnswerOrigin origin{
-      .count = static_cast<Index>(questions.size()),
-      .data = fingerprint(questions),
-      .model = model_fingerprint(options.model),
-      .decoding = decoding_json(settings.decoding, runner.prediction_shift() > 0),
-      .policy = policy_json(settings.caching),
-      .compute = compute_json(options.compute.model, options.compute.features)};
+  const AnswerOrigin origin =
+      make_origin(options.model, questions, settings, runner.prediction_shift() > 0,
+                  options.compute.model, options.compute.features);
   std::optional<SavedAnswers> reference;
   if (!options.reference.empty()) {
     reference = read_answers(options.reference);

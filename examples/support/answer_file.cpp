@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <sstream>
 
+#include "support/fingerprint.hpp"
 #include "support/json_reader.hpp"
 #include "support/settings_json.hpp"
 #include "support/text_file.hpp"
@@ -90,6 +91,18 @@ Answer read_answer(const std::string& line, const std::string& where) {
 }
 
 }  // namespace
+
+AnswerOrigin make_origin(const std::filesystem::path& model_folder,
+                         const std::vector<Question>& questions, const Settings& settings,
+                         bool dream, const dllm_cache::models::ComputeOptions& compute,
+                         FeatureType features) {
+  return {.count = static_cast<Index>(questions.size()),
+          .data = fingerprint(questions),
+          .model = model_fingerprint(model_folder),
+          .decoding = decoding_json(settings.decoding, dream),
+          .policy = policy_json(settings.caching),
+          .compute = compute_json(compute, features)};
+}
 
 void write_answers(const std::filesystem::path& path, const Answers& answers,
                    const AnswerOrigin& origin) {

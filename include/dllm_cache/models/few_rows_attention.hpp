@@ -13,8 +13,8 @@
 #include "dllm_cache/models/parallel.hpp"
 
 // A verified step has few query rows, and its attention is bound by reading cached keys and values.
-// General products pack them first, which costs more than the products; here they are streamed once
-// for sixteen queries, a query a lane, and never copied.
+// General products pack all of them first, which costs more than the products; here they are
+// streamed once for up to sixteen queries, a few keys at a time that stay in the first-level cache.
 namespace dllm_cache::models::detail {
 
 /// Keys, or values, that are packed and worked through together: they fit the first-level cache.
