@@ -4,12 +4,17 @@
 
 Every run is one JSON file in bench/quality/results; a run whose file is there is not repeated, so
 that the study can be done in parts and goes on where it stopped. `--part` chooses a part, `--list`
-shows what is missing. Report and pictures are made from the files alone (report.py beside this).
+shows what is missing. Answers do not depend on what else the machine does: `--jobs` runs go side by
+side, one thread each. Seconds do, so the part `timing`, all threads on few questions, needs a quiet
+machine. Report and pictures are made from the files alone (report.py beside this).
 """
 import argparse
+import concurrent.futures
 import itertools
 import json
+import os
 import pathlib
+import statistics
 import subprocess
 import sys
 
@@ -21,14 +26,22 @@ EVAL = ROOT / "build/release/examples/dllm-eval"
 STUDY = ROOT / "build/release/bench/dllm-study"
 SEED = 7  # of the questions; the model was trained on another stream
 
-ONE = {"one": [], "threshold": ["--threshold", "0.9"]}  # decoding rules by name
-PUBLISHED = ["dllm-cache", "prefix", "dual", "vicinity", "freecache", "dkv", "changed-rows"]
+DECODING = {"one": [], **{f"threshold-{t}": ["--threshold", str(t)]
+                          for t in (0.9, 0.95, 0.97, 0.99, 0.995, 0.998)}}
+PUBLISHED = ["prefix", "dual", "vicinity", "freecache", "dkv", "changed-rows"]
+FAST = "threshold-0.995"  # the threshold that keeps most answers
 
 
-def cache(prompt=100, response=7, ratio=0.25, first=True):
+def cache(prompt=100, response=7, ratio=0.25, first=True, block=False):
     """Options of dLLM-Cache."""
     return ["--policy", "dllm-cache", "--prompt-interval", str(prompt), "--response-interval",
-            str(response), "--ratio", str(ratio), "--refresh-first-layer", str(first).lower()]
+            str(response), "--ratio", str(ratio), "--refresh-first-layer", str(first).lower(),
+            "--recompute-block", str(block).lower()]
+
+
+NONE = ["--policy", "none"]
+BALANCED = cache(response=32, ratio=0.125, block=True)
+SHOWN = {"none": NONE, "dllm-cache": cache(), "balanced": BALANCED, "dual": ["--policy", "dual"]}
 
 
 def runs(main_count, grid_count):
@@ -36,31 +49,47 @@ def runs(main_count, grid_count):
     table = {}
 
     def add(part, name, count, decoding, options, program=EVAL):
-        table[f"{name}-{decoding}"] = (part, program, count, decoding, options)
+        table[f"{part}/{name}-{decoding}"] = (part, program, count, decoding, options)
 
-    for decoding in ONE:
-        add("main", "none", main_count, decoding, ["--policy", "none"])
-        add("main", "dllm-cache", main_count, decoding, cache())
-        add("main", "dllm-cache-all-layers", main_count, decoding, cache(first=False))
-        for name in PUBLISHED[1:]:
+    for decoding, count in (("one", main_count), (FAST, main_count // 2)):
+        for name, options in SHOWN.items():
+            add("main", name, count, decoding, options)
+    for decoding in ("one", FAST):
+        add("policies", "none", grid_count, decoding, NONE)
+        add("policies", "dllm-cache", grid_count, decoding, cache())
+        add("policies", "balanced", grid_count, decoding, BALANCED)
+        add("policies", "careful", grid_count, decoding, cache(block=True))
+        for name in PUBLISHED:
             add("policies", name, grid_count, decoding, ["--policy", name])
-        for prompt, response, ratio in itertools.product((25, 100), (3, 7, 15), (0.125, 0.25)):
-            add("grid", f"grid-{prompt}-{response}-{ratio}", grid_count, decoding,
-                cache(prompt, response, ratio))
-    for ratio in (0, 0.03125, 0.0625, 0.125, 0.25, 0.5, 1):
-        for first in (True, False):
-            add("ratio", f"ratio-{ratio}-{'first' if first else 'all'}", grid_count, "one",
-                cache(ratio=ratio, first=first))
-    for criterion in ("cosine", "l2", "random", "last-recomputed", "oracle"):
-        for ratio in (0.0625, 0.25):
-            count = grid_count if criterion != "oracle" else max(1, grid_count // 3)
-            options = cache(ratio=ratio) + ["--criterion", criterion]
-            add("criteria", f"criterion-{criterion}-{ratio}", count, "one", options, STUDY)
-    add("correlation", "correlation", max(1, grid_count // 10), "one",
+    for decoding in DECODING:
+        if decoding not in ("one", FAST):
+            add("thresholds", "none", grid_count, decoding, NONE)
+            add("thresholds", "dual", grid_count, decoding, ["--policy", "dual"])
+    for criterion, ratio in itertools.product(("cosine", "l2", "random", "last-recomputed"),
+                                              (0.03125, 0.25)):
+        add("criteria", f"{criterion}-{ratio}", grid_count, "one",
+            cache(ratio=ratio) + ["--criterion", criterion], STUDY)
+    for ratio in (0.03125, 0.25):
+        add("criteria", f"oracle-{ratio}", max(1, grid_count // 4), "one",
+            cache(ratio=ratio) + ["--criterion", "oracle"], STUDY)
+    add("correlation", "correlation", max(1, grid_count // 20), "one",
         cache() + ["--measure-changes"], STUDY)
+    for prompt, response, ratio in itertools.product((25, 100), (3, 7, 15), (0.125, 0.25)):
+        add("grid", f"{prompt}-{response}-{ratio}", grid_count, "one",
+            cache(prompt, response, ratio))
+    for response, ratio in itertools.product((7, 32), (0.03125, 0.125, 0.25)):
+        for first in (True, False):
+            add("block", f"{response}-{ratio}-{'first' if first else 'all'}", grid_count, "one",
+                cache(100, response, ratio, first, block=True))
+    for ratio in (0, 0.0625, 0.125, 0.25, 0.5, 0.75, 1):
+        for first in (True, False):
+            add("ratio", f"{ratio}-{'first' if first else 'all'}", grid_count, "one",
+                cache(ratio=ratio, first=first))
     for similar in (0.9, 0.95, 0.98, 0.99, 0.999):
-        add("similar", f"similar-{similar}", grid_count, "one",
+        add("similar", f"{similar}", grid_count, "one",
             cache(ratio=0.5) + ["--similar", str(similar)], STUDY)
+    for decoding, (name, options) in itertools.product(("one", FAST), SHOWN.items()):
+        add("timing", name, 20, decoding, options)
     return table
 
 
@@ -74,29 +103,66 @@ def questions(count):
     return path
 
 
-def run(name, entry, data, threads):
-    """One run, unless its result is there."""
-    part, program, count, decoding, options = entry
+def command(entry, data, threads):
+    """What a run calls, but for where it writes."""
+    _, program, count, decoding, options = entry
+    return [str(word) for word in
+            (program, "--model", MODEL, "--data", data, "--count", count, "--block-length", 32,
+             "--precision", "bf16", "--threads", threads, "--quiet", *DECODING[decoding],
+             *options)]
+
+
+def answers_file(entry):
+    return SCRATCH / f"uncached-{entry[3]}-{entry[2]}.jsonl"
+
+
+def execute(name, entry, words):
+    """Runs it; its result is there afterwards, whole, or not at all."""
     result = RESULTS / f"{name}.json"
-    if result.exists() and json.loads(result.read_text())["count"] == count:
-        return
-    answers = SCRATCH / f"uncached-{decoding}-{count}.jsonl"
-    command = [program, "--model", MODEL, "--data", data, "--count", str(count), "--block-length",
-               "32", "--json", SCRATCH / "result.json", *ONE[decoding], *options]
-    if threads:
-        command += ["--threads", str(threads)]
-    if options == ["--policy", "none"]:
-        command += ["--save-answers", answers]
-    elif not answers.exists():
-        plain = command[:command.index("--json")] + ["--policy", "none", "--save-answers", answers,
-                                                     *ONE[decoding]]
-        subprocess.run([EVAL, *plain[1:]], check=True)
-    if options != ["--policy", "none"]:
-        command += ["--reference", answers]
-    print(f"== {name}: {count} questions", flush=True)
-    subprocess.run([str(word) for word in command], check=True)
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    (SCRATCH / "result.json").replace(result)
+    result.parent.mkdir(parents=True, exist_ok=True)
+    part = SCRATCH / (name.replace("/", "-") + ".part")
+    subprocess.run([*words, "--json", part], check=True)
+    print("done", name, flush=True)
+    return json.loads(part.read_text()), result
+
+
+def write(result, path):
+    path.write_text(json.dumps(result, indent=1) + "\n")
+
+
+def answer(name, entry, data):
+    """One run of a part that counts answers."""
+    words = command(entry, data, 1)
+    if entry[4] == NONE:
+        words += ["--save-answers", str(answers_file(entry))]
+    else:
+        words += ["--reference", str(answers_file(entry))]
+    write(*execute(name, entry, words))
+
+
+def ensure_answers(entry, data):
+    """The uncached answers that a run is compared with."""
+    if not answers_file(entry).exists():
+        plain = (entry[0], EVAL, entry[2], entry[3], NONE)
+        subprocess.run([*command(plain, data, 1), "--save-answers", answers_file(entry)],
+                       check=True)
+
+
+def measure_time(table, data, repetitions):
+    """Seconds of the shown settings, taken in turns."""
+    seconds = {name: [] for name in table}
+    last = {}
+    for _ in range(repetitions):
+        for name, entry in table.items():
+            words = command(entry, data, os.cpu_count())
+            if entry[4] != NONE:
+                words.append("--no-comparison")
+            last[name] = execute(name, entry, words)
+            seconds[name].append(last[name][0]["seconds"])
+    for name, (result, path) in last.items():
+        result["seconds"] = statistics.median(seconds[name])
+        result["all_seconds"] = seconds[name]
+        write(result, path)
 
 
 def main():
@@ -104,22 +170,36 @@ def main():
     parser.add_argument("--part", help="only this part")
     parser.add_argument("--list", action="store_true", help="show what is missing and stop")
     parser.add_argument("--main-count", type=int, default=2000, help="questions of the main part")
-    parser.add_argument("--grid-count", type=int, default=300, help="questions of other parts")
-    parser.add_argument("--threads", type=int, help="threads of the programs")
+    parser.add_argument("--grid-count", type=int, default=200, help="questions of other parts")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs side by side")
     options = parser.parse_args()
     table = runs(options.main_count, options.grid_count)
-    chosen = {name: entry for name, entry in table.items()
-              if options.part in (None, entry[0])}
-    if not chosen:
-        parts = sorted({entry[0] for entry in table.values()})
+    parts = sorted({entry[0] for entry in table.values()})
+    if options.part not in (None, *parts):
         raise SystemExit(f"--part must be one of {', '.join(parts)}, got {options.part}")
+
+    def is_done(name):
+        result = RESULTS / f"{name}.json"
+        return result.exists() and json.loads(result.read_text())["count"] == table[name][2]
+
+    chosen = [name for name in table if options.part in (None, table[name][0])]
     if options.list:
-        for name, entry in chosen.items():
-            print("done   " if (RESULTS / f"{name}.json").exists() else "missing", entry[0], name)
+        for name in chosen:
+            print("done   " if is_done(name) else "missing", name)
         return
     data = questions(max(options.main_count, options.grid_count))
-    for name, entry in chosen.items():
-        run(name, entry, data, options.threads)
+    missing = {name: table[name] for name in chosen if not is_done(name)}
+    timed = {name: entry for name, entry in missing.items() if entry[0] == "timing"}
+    counted = {name: entry for name, entry in missing.items() if entry[0] != "timing"}
+    if timed:
+        measure_time(timed, data, 5)
+    plain = {name: entry for name, entry in counted.items() if entry[4] == NONE}
+    with concurrent.futures.ThreadPoolExecutor(options.jobs) as pool:
+        list(pool.map(lambda item: answer(*item, data), plain.items()))
+        compared = {name: entry for name, entry in counted.items() if entry[4] != NONE}
+        references = {answers_file(entry): entry for entry in compared.values()}
+        list(pool.map(lambda entry: ensure_answers(entry, data), references.values()))
+        list(pool.map(lambda item: answer(*item, data), compared.items()))
 
 
 if __name__ == "__main__":

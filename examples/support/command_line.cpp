@@ -74,6 +74,8 @@ void declare_caching(CLI::App& app, PolicySettings& s) {
          "dllm-cache: share of response rows recomputed in between (default 0.25; 0: none)");
   option("--refresh-first-layer", s.refresh_first_layer,
          "dllm-cache: recompute all flowing rows in layer 0 (default true)");
+  option("--recompute-block", s.recompute_block,
+         "dllm-cache: recompute the rows of the active block in every step (default false)");
   option("--refresh-interval", s.refresh_interval,
          "dkv, vicinity, changed-rows: steps between full forwards (default 4, never, never)")
       ->transform(interval);
@@ -107,8 +109,9 @@ void declare_compute(CLI::App& app, ComputeSettings& settings) {
 }
 
 PolicySettings with_implied_policy(PolicySettings settings) {
-  if (!settings.policy && (settings.prompt_interval || settings.response_interval ||
-                           settings.ratio || settings.refresh_first_layer))
+  if (!settings.policy &&
+      (settings.prompt_interval || settings.response_interval || settings.ratio ||
+       settings.refresh_first_layer || settings.recompute_block))
     settings.policy = "dllm-cache";
   return settings;
 }

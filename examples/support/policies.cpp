@@ -32,6 +32,7 @@ d::AnyPolicy make_dllm_cache(const PolicySettings& settings) {
   set(policy.response_interval, settings.response_interval);
   set(policy.ratio, settings.ratio);
   set(policy.refresh_first_layer, settings.refresh_first_layer);
+  set(policy.recompute_block, settings.recompute_block);
   return policy;
 }
 
@@ -76,7 +77,7 @@ const std::vector<PolicyEntry>& policies() {
       {"dllm-cache",
        "dLLM-Cache: prompt and response refreshed at intervals; in between the response rows whose "
        "values turned most",
-       {"prompt-interval", "response-interval", "ratio", "refresh-first-layer"},
+       {"prompt-interval", "response-interval", "ratio", "refresh-first-layer", "recompute-block"},
        make_dllm_cache},
       {"prefix",
        "Fast-dLLM prefix cache: full forward per block, then the block and all after it",
@@ -125,6 +126,7 @@ PolicySettings with_defaults(PolicySettings settings) {
     fill(settings.response_interval, policy.response_interval);
     fill(settings.ratio, policy.ratio);
     fill(settings.refresh_first_layer, policy.refresh_first_layer);
+    fill(settings.recompute_block, policy.recompute_block);
   } else if (settings.policy == "vicinity") {
     const d::VicinityPolicy policy;
     fill(settings.prefix_look, policy.prefix_look);
@@ -142,11 +144,12 @@ PolicySettings with_defaults(PolicySettings settings) {
 }
 
 void check_policy_options(const PolicySettings& given, const std::string& policy) {
-  const std::array<std::pair<const char*, bool>, 9> all = {{
+  const std::array<std::pair<const char*, bool>, 10> all = {{
       {"prompt-interval", given.prompt_interval.has_value()},
       {"response-interval", given.response_interval.has_value()},
       {"ratio", given.ratio.has_value()},
       {"refresh-first-layer", given.refresh_first_layer.has_value()},
+      {"recompute-block", given.recompute_block.has_value()},
       {"refresh-interval", given.refresh_interval.has_value()},
       {"prefix-look", given.prefix_look.has_value()},
       {"after-look", given.after_look.has_value()},

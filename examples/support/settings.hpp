@@ -43,6 +43,7 @@ struct PolicySettings {
   std::optional<Index> response_interval;
   std::optional<double> ratio;
   std::optional<bool> refresh_first_layer;
+  std::optional<bool> recompute_block;
   std::optional<Index> refresh_interval;
   std::optional<Index> prefix_look;
   std::optional<Index> after_look;

@@ -52,6 +52,7 @@ Json policy_json(const PolicySettings& settings) {
   add_interval("response_interval", all.response_interval);
   add("ratio", all.ratio);
   add("refresh_first_layer", all.refresh_first_layer);
+  add("recompute_block", all.recompute_block);
   add_interval("refresh_interval", all.refresh_interval);
   add("prefix_look", all.prefix_look);
   add("after_look", all.after_look);

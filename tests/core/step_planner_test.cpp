@@ -280,6 +280,34 @@ TEST_CASE("DllmCachePolicy: the first layer is refreshed unless told otherwise",
   REQUIRE(cached(false) == Rows{0, 4});
 }
 
+TEST_CASE("DllmCachePolicy: the active block is recomputed where that is wished", "[policy]") {
+  const auto plan_of = [](DllmCachePolicy policy, Rows block, Index shift) {
+    policy.recompute_block = true;
+    StepPlanner planner(policy, {.prompt = 2, .response = 8, .prediction_shift = shift}, 2);
+    planner.begin_step({.block = {2, 6}});
+    planner.commit_step();
+    return planner.begin_step({.block = block, .block_step = 1});
+  };
+  constexpr auto A = Treatment::Absent, U = Treatment::Reuse, V = Treatment::Verify,
+                 R = Treatment::Recompute;
+  const StepPlan verified = plan_of({.ratio = 0.5}, {2, 5}, 0);
+  CHECK(verified.rows == std::vector<Treatment>{A, A, R, R, R, V, V, V, V, V});
+  CHECK(verified.verify_count == 2);  // half of the five others, truncated
+  const StepPlan reused = plan_of({.ratio = 0.0}, {5, 10}, 0);
+  CHECK(reused.rows == std::vector<Treatment>{A, A, U, U, U, R, R, R, R, R});
+  // With a shifted head the row before predicts the block's first token.
+  const StepPlan first = plan_of({.ratio = 0.5}, {2, 5}, 1);
+  CHECK(first.rows == std::vector<Treatment>{A, R, R, R, R, V, V, V, V, V});
+  CHECK(first.verify_count == 2);
+  const StepPlan second = plan_of({.ratio = 0.5}, {5, 10}, 1);
+  CHECK(second.rows == std::vector<Treatment>{A, U, V, V, R, R, R, R, R, R});
+  CHECK(second.verify_count == 1);
+  // One block is the whole response.
+  const StepPlan whole = plan_of({.ratio = 1.0}, {2, 10}, 0);
+  CHECK(whole.rows == std::vector<Treatment>{A, A, R, R, R, R, R, R, R, R});
+  CHECK(whole.verify_count == 0);
+}
+
 TEST_CASE("AnyPolicy: holds its own copy of a policy, and copies are independent", "[policy]") {
   const SequenceShape shape{.prompt = 2, .response = 2};
   DllmCachePolicy policy{.response_interval = 5};

@@ -100,6 +100,8 @@ TEST_CASE("Policies: a cache that is always due is no cache", "[policies]") {
                             .response_interval = 1,
                             .ratio = 0.0,
                             .refresh_first_layer = false});
+      if (task.block_length == task.response)
+        check(DllmCachePolicy{.prompt_interval = 1, .recompute_block = true});
       check(DkvDecodePolicy{1});
       check(ChangedRowsPolicy{.refresh_interval = 1});
       check(VicinityPolicy{.warmup_steps = 1000});
@@ -143,6 +145,7 @@ TEST_CASE("Policies: each names itself and what it needs to be told", "[policies
       {ChangedRowsPolicy{}, "changed-rows", false, true, true, false},
       {ChangedRowsPolicy{.keep_active = 1}, "changed-rows", false, true, true, true},
       {DllmCachePolicy{}, "dllm-cache", false, false, false, false},
+      {DllmCachePolicy{.recompute_block = true}, "dllm-cache", true, false, false, false},
       {NoCache{}, "none", false, false, false, false},
   };
   for (const Expected& one : all) {
