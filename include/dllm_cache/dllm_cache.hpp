@@ -17,6 +17,7 @@
 #include "dllm_cache/policies/vicinity.hpp"
 #include "dllm_cache/policy.hpp"
 #include "dllm_cache/scalar.hpp"
+#include "dllm_cache/snapshot.hpp"
 #include "dllm_cache/stats.hpp"
 #include "dllm_cache/step_planner.hpp"
 #include "dllm_cache/version.hpp"

@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "dllm_cache/detail/buffer.hpp"
+#include "dllm_cache/detail/cache_snapshot.hpp"
 #include "dllm_cache/stats.hpp"
 #include "dllm_cache/step_planner.hpp"
 #include "dllm_cache/vverify_selector.hpp"
@@ -86,6 +87,47 @@ class FeatureCache {
     m_counts = {};
   }
 
+  /// Writes the sequence's features and counters as one section of a snapshot: to a binary stream,
+  /// memory or a writer. Rows that were never computed are left out, and all of them when stale. A
+  /// selector's memory, if it has any, is not written. Throws std::logic_error while a pass is open
+  /// or when the policy does not name its options, and what the sink throws.
+  void save(SnapshotWriter& out) const {
+    if (m_planner.step_open()) detail::refuse_call("FeatureCache: save() while a pass is open");
+    out.begin("features");
+    write_header(out);
+    for_each_stored_run([&](MatrixView<const Stored> run) {
+      out.array("features", std::span<const Stored>(run.data, element_count(run)));
+    });
+    out.finish();
+  }
+  void save(SnapshotWriter&& out) const { save(out); }
+
+  /// Goes on where the saved cache stood. Throws std::runtime_error for a snapshot of another model
+  /// shape, sequence shape, policy, options or scalar, which changes nothing, and for a damaged or
+  /// short one, after which this cache is stale: its next step is a plain forward. Throws
+  /// std::logic_error while a pass is open, and what the source throws.
+  void restore(SnapshotReader& in) {
+    if (m_planner.step_open()) detail::refuse_call("FeatureCache: restore() while a pass is open");
+    in.begin("features");
+    check_header(in);
+    const auto step = in.number<Index>("step", 0, never - 1);
+    const bool stale = in.flag("stale");
+    const auto computed = in.elements<std::uint8_t>(static_cast<std::size_t>(rows()));
+    if (std::any_of(computed.begin(), computed.end(), [](std::uint8_t flag) { return flag > 1; }))
+      in.refuse("computed must be 0 or 1 for every row");
+    RowCounts counts;
+    for (Index* count : {&counts.flow, &counts.value, &counts.update, &counts.head})
+      *count = in.number<Index>("counts", 0, never);
+    m_planner.mark_stale();  // until all features are there
+    for_each_stored_run({step, stale, computed}, [&](MatrixView<const Stored> run) {
+      in.array("features", std::span<Stored>(writable(run).data, element_count(run)));
+    });
+    in.finish();
+    m_planner.resume({step, stale, computed});
+    m_counts = counts;
+  }
+  void restore(SnapshotReader&& in) { restore(in); }
+
   /// Features may no longer be read: the next step is a plain forward. Throws std::logic_error
   /// while a pass is open.
   void mark_stale() { m_planner.mark_stale(); }
@@ -143,6 +185,51 @@ class FeatureCache {
         m_counts(other.m_counts) {
     const Index elements = bytes() / element_size;
     std::copy_n(other.m_features.data(), elements, m_features.ensure(elements));
+  }
+
+  void write_header(SnapshotWriter& out) const {
+    detail::write_identity(out, m_planner);
+    out.text("scalar", detail::scalar_name<Stored>());
+    out.number("width", m_model.width);
+    out.number("query_width", m_model.query_width);
+    out.number("kv_width", m_model.kv_width);
+    const StepPlanner::Progress progress = m_planner.progress();
+    out.number("step", progress.step);
+    out.number("stale", progress.stale);
+    out.array("computed", progress.computed);
+    for (const Index count : {m_counts.flow, m_counts.value, m_counts.update, m_counts.head})
+      out.number("counts", count);
+  }
+
+  // As much of it as must be equal.
+  void check_header(SnapshotReader& in) const {
+    detail::check_identity(in, m_planner);
+    in.expect_text("scalar", detail::scalar_name<Stored>());
+    in.expect("width", m_model.width);
+    in.expect("query_width", m_model.query_width);
+    in.expect("kv_width", m_model.kv_width);
+  }
+
+  // Calls `part(rows of one matrix)` for all features that a snapshot holds, in its order.
+  template <class Part>
+  void for_each_stored_run(const StepPlanner::Progress& progress, const Part& part) const {
+    if (progress.stale || !m_planner.traits().keeps_features) return;
+    const Rows stored = stored_updates();
+    for (Index layer = 0; layer < m_model.layers; ++layer)
+      detail::for_each_run(progress.computed, [&](Index begin, Index end) {
+        part(keys(layer).middle_rows(begin, end - begin));
+        part(values(layer).middle_rows(begin, end - begin));
+        const Index first = std::max(begin, stored.begin), last = std::min(end, stored.end);
+        if (first < last) part(updates(layer).middle_rows(first - stored.begin, last - first));
+      });
+  }
+  template <class Part>
+  void for_each_stored_run(const Part& part) const {
+    for_each_stored_run(m_planner.progress(), part);
+  }
+
+  static std::size_t element_count(MatrixView<const Stored> dense) {
+    return static_cast<std::size_t>(dense.rows * dense.cols);
   }
 
   // Refuses what cannot be held before anything is allocated for it.

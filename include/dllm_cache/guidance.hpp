@@ -49,6 +49,10 @@ class Guidance {
     for (std::size_t i = 0; i < logits.size(); ++i) logits[i] += m_scale * residual[i];
   }
 
+  /// The residual `[rows, vocabulary]`, to save and to restore it.
+  [[nodiscard]] std::span<float> residual() { return m_residual; }
+  [[nodiscard]] std::span<const float> residual() const { return m_residual; }
+
  private:
   [[nodiscard]] float* row_data(Index row) { return m_residual.data() + row * m_vocabulary; }
 

@@ -1,8 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <array>
+#include <charconv>
 #include <concepts>
 #include <memory>
+#include <optional>
+#include <string>
 #include <string_view>
 #include <type_traits>
 #include <utility>
@@ -44,6 +48,31 @@ concept PlansSteps = requires(const P& policy, const StepContext& context, StepP
 template <class P>
 concept CachePolicy = std::copyable<P> && DescribesItself<P> && PlansSteps<P>;
 
+/// Optional part of a policy with options: write `std::string options() const`, all of them as
+/// text (option_text() does it), so that features saved under other options are refused.
+template <class P>
+concept NamesOptions = requires(const P& policy) {
+  { policy.options() } -> std::same_as<std::string>;
+};
+
+/// Names and values in turn as text, `"name value, name value"`; equal numbers only give equal
+/// texts.
+template <class... Rest>
+[[nodiscard]] std::string option_text(std::string_view name, auto value, const Rest&... rest) {
+  static_assert(std::is_arithmetic_v<decltype(value)>, "options are numbers and flags");
+  std::array<char, 32> digits{};
+  const auto end = [&] {
+    if constexpr (std::is_same_v<decltype(value), bool>)
+      return std::to_chars(digits.data(), digits.data() + digits.size(), value ? 1 : 0).ptr;
+    else
+      return std::to_chars(digits.data(), digits.data() + digits.size(), value).ptr;
+  }();
+  std::string text(name);
+  text.append(" ").append(digits.data(), end);
+  if constexpr (sizeof...(rest) > 0) text.append(", ").append(option_text(rest...));
+  return text;
+}
+
 /// The policy of an uncached run: every live row is recomputed at every step.
 struct NoCache {
   [[nodiscard]] PolicyTraits traits(const SequenceShape&) const {
@@ -81,6 +110,9 @@ class AnyPolicy {
   }
   /// See CachePolicy.
   void plan(const StepContext& context, StepPlan& plan) const { m_policy->plan(context, plan); }
+  /// Options of the held policy as text, empty for one that has no members; nothing where it has
+  /// members and does not name them (see NamesOptions).
+  [[nodiscard]] std::optional<std::string> options() const { return m_policy->options(); }
 
  private:
   struct Interface {
@@ -88,6 +120,7 @@ class AnyPolicy {
     [[nodiscard]] virtual std::unique_ptr<Interface> clone() const = 0;
     [[nodiscard]] virtual PolicyTraits traits(const SequenceShape& shape) const = 0;
     virtual void plan(const StepContext& context, StepPlan& plan) const = 0;
+    [[nodiscard]] virtual std::optional<std::string> options() const = 0;
   };
   template <class P>
   struct Model final : Interface {
@@ -100,6 +133,14 @@ class AnyPolicy {
     }
     void plan(const StepContext& context, StepPlan& plan) const override {
       policy.plan(context, plan);
+    }
+    [[nodiscard]] std::optional<std::string> options() const override {
+      if constexpr (NamesOptions<P>)
+        return policy.options();
+      else if constexpr (std::is_empty_v<P>)
+        return std::string();
+      else
+        return std::nullopt;
     }
     P policy;
   };

@@ -106,6 +106,32 @@ class StepPlanner {
     m_stale = true;
   }
 
+  /// Counter and marks of a sequence between two steps: what restores a planner of the same policy,
+  /// shape and layers.
+  struct Progress {
+    Index step = 0;                               ///< Committed steps.
+    bool stale = true;                            ///< See stale().
+    std::span<const std::uint8_t> computed = {};  ///< See computed_rows().
+  };
+  /// Where the sequence stands; the span is valid until the next step or reset.
+  [[nodiscard]] Progress progress() const { return {m_context.step, m_stale, m_computed}; }
+  /// Goes on from there. Throws std::logic_error while a step is open, std::invalid_argument for a
+  /// negative step or another number of rows; then nothing has changed.
+  void resume(const Progress& progress) {
+    if (m_open) detail::refuse_call("StepPlanner: resume() while a step is open");
+    if (progress.step < 0)
+      detail::refuse_argument("StepPlanner: step must be at least 0, got ", progress.step);
+    if (progress.computed.size() != m_computed.size())
+      detail::refuse_argument("StepPlanner: computed must have one entry a row (",
+                              m_computed.size(), "), got ", progress.computed.size());
+    std::copy(progress.computed.begin(), progress.computed.end(), m_computed.begin());
+    m_context.step = progress.step;
+    m_stale = progress.stale;
+  }
+
+  /// One flag a row: 1 where its features are stored since the last stale step. Meaningless while
+  /// stale.
+  [[nodiscard]] std::span<const std::uint8_t> computed_rows() const { return m_computed; }
   [[nodiscard]] bool stale() const { return m_stale; }
   [[nodiscard]] bool step_open() const { return m_open; }
   /// Committed steps of this sequence.

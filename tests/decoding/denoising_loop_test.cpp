@@ -19,6 +19,7 @@
 #include "dllm_cache/policies/vicinity.hpp"
 #include "support/exact_refusal.hpp"
 #include "support/fake_model.hpp"
+#include "support/loop_runs.hpp"
 #include "support/scripted_policy.hpp"
 
 using namespace dllm_cache;
@@ -27,128 +28,11 @@ using Catch::Contains;
 
 namespace {
 
-using Tokens = std::vector<std::int32_t>;
 using Model = FakeModel<float>;
 using Loop = DenoisingLoop<Model>;
 
 constexpr std::uint64_t seed = 2506;
 constexpr std::int32_t mask = Model::mask, end_of_text = Model::end_of_text;
-
-struct Job {
-  Tokens prompt;
-  DecodingOptions options;
-  AnyPolicy policy = NoCache{};
-};
-
-// All that happened to one sequence; equal only when every bit is.
-struct Record {
-  using Row = std::pair<Index, Index>;                // step and row
-  std::vector<Tokens> tokens;                         // after each step
-  std::vector<Index> committed;                       // in each step
-  std::map<Row, std::pair<double, double>> sureness;  // confidence and entropy
-  std::map<Row, std::vector<float>> logits;
-  RowCounts counts;
-  Index forwards = 0;
-  friend bool operator==(const Record&, const Record&) = default;
-};
-
-template <class AnyLoop>
-class Recorder {
- public:
-  explicit Recorder(AnyLoop& loop) : m_loop(loop) {
-    loop.observer.on_logits = [this](Index id, Index row, std::span<const float> logits) {
-      m_records[id].logits[{m_loop.sequence(id).step(), row}].assign(logits.begin(), logits.end());
-    };
-  }
-  void operator()(const StepReport& report) {
-    Record& record = m_records[report.id];
-    record.tokens.emplace_back(report.tokens.begin(), report.tokens.end());
-    record.committed.push_back(report.committed);
-    for (const Prediction& one : report.predictions)
-      record.sureness[{report.step, one.row}] = {one.confidence, one.entropy};
-  }
-  [[nodiscard]] Record of(Index id) {
-    Record record = m_records[id];
-    record.counts = m_loop.counts(id);
-    record.forwards = m_loop.forwards(id);
-    return record;
-  }
-
- private:
-  AnyLoop& m_loop;
-  std::map<Index, Record> m_records;
-};
-
-template <class AnyModel = Model, class Stored = float>
-Record run_alone(AnyModel model, const Job& job) {
-  DenoisingLoop<AnyModel, Stored> loop(model);
-  Recorder recorder(loop);
-  loop.add(job.prompt, job.options, job.policy);
-  loop.run([&](const StepReport& report) { recorder(report); });
-  REQUIRE(model.log.broken_rule.empty());
-  return recorder.of(0);
-}
-
-// Sequences as unlike each other as can be: lengths, steps, rules, policies, guidance, temperature.
-std::vector<Job> motley(Index shift) {
-  std::vector<Job> jobs{
-      {{1, 2, 3, 4, 5}, {.response = 8, .block_length = 4}, DllmCachePolicy{4, 3, 0.5}},
-      {{7}, {.response = 1}, NoCache{}},
-      {{3, 9, 2},
-       {.response = 40, .block_length = 20, .commit = ThresholdCommit{0.5}},
-       PrefixCachePolicy{}},
-      {{10, 1},
-       {.response = 6, .steps = 3, .guidance_scale = 1.5, .guidance_interval = 2},
-       DllmCachePolicy{3, 2, 0.25}},
-      {{2, 2, 2, 2},
-       {.response = 9, .block_length = 3, .commit = FixedCommit{2}},
-       DualCachePolicy{}},
-      {{5, 6},
-       {.response = 12,
-        .block_length = 4,
-        .steps = 9,
-        .temperature = 0.7,
-        .sampling = Sampling::Categorical,
-        .top_p = 0.9,
-        .top_k = 7,
-        .confidence = Confidence::NegativeEntropy,
-        .commit = TimestepCommit{},
-        .order_temperature = 0.3,
-        .seed = 5},
-       DkvDecodePolicy{3}},
-      {{8, 0, 8},
-       {.response = 12, .block_length = 4, .temperature = 1.0, .seed = 6, .sequence = 3},
-       VicinityPolicy{1, 2, 2, 5}},
-      {{4, 3, 2, 1},
-       {.response = 10,
-        .block_length = 5,
-        .confidence = Confidence::Margin,
-        .commit = FactorCommit{1.2}},
-       FreeCachePolicy{}},
-      {{6, 6, 1},
-       {.response = 11, .commit = EntropyBoundCommit{1.0}},
-       ChangedRowsPolicy{.keep_active = 1, .refresh_interval = 6}},
-      {{0, 1, 0, 1},
-       {.response = 8,
-        .steps = 5,
-        .confidence = Confidence::Random,
-        .commit = BernoulliCommit{0.1},
-        .guidance_scale = 0.5,
-        .guidance_interval = 3,
-        .seed = 9},
-       ChangedRowsPolicy{}},
-      // More masked rows than the loop reduces at once, twice over where the residual is refreshed.
-      {{9, 8, 7},
-       {.response = 36,
-        .block_length = 18,
-        .steps = 12,
-        .guidance_scale = 0.8,
-        .guidance_interval = 4},
-       DkvDecodePolicy{2}},
-  };
-  if (shift == 0) jobs.push_back({{}, {.response = 5, .steps = 2}, DllmCachePolicy{2, 3, 0.4}});
-  return jobs;
-}
 
 Index masked_rows(const Tokens& tokens, Index from = 0) {
   return std::count(tokens.begin() + from, tokens.end(), mask);
@@ -192,8 +76,8 @@ TEST_CASE("DenoisingLoop: without a cache a run is LLaDA's loop over plain forwa
     INFO("seed " << seed << ", shift " << shift);
     Model model(seed, 2, shift);
     const Tokens prompt{4, 1, 9};
-    const Record record =
-        run_alone(model, {prompt, {.response = 9, .block_length = 3, .steps = 6}, NoCache{}});
+    const Record record = run_alone<Model>(
+        model, {prompt, {.response = 9, .block_length = 3, .steps = 6}, NoCache{}});
     Tokens tokens = prompt;
     tokens.resize(12, mask);
     for (Index step = 0; step < 6; ++step) {
@@ -247,7 +131,7 @@ TEST_CASE("DenoisingLoop: sequences of every kind in one batch are what they are
     for (std::size_t i = 0; i < jobs.size(); ++i) {
       INFO("sequence " << i);
       const Record together = recorder.of(static_cast<Index>(i));
-      REQUIRE(together == run_alone(fresh, jobs[i]));
+      REQUIRE(together == run_alone<Model>(fresh, jobs[i]));
       sum += together.counts;
       lengths.insert(static_cast<Index>(together.tokens.size()));
     }
@@ -285,7 +169,7 @@ TEST_CASE("DenoisingLoop: a sequence that joins a running batch is what it is al
              joined < jobs.size());
     for (std::size_t i = 0; i < jobs.size(); ++i) {
       INFO("sequence " << i);
-      REQUIRE(recorder.of(static_cast<Index>(i)) == run_alone(fresh, jobs[i]));
+      REQUIRE(recorder.of(static_cast<Index>(i)) == run_alone<Model>(fresh, jobs[i]));
     }
   }
 }
@@ -389,8 +273,8 @@ TEST_CASE("DenoisingLoop: one block as long as the response is the same as none 
           "[denoising_loop]") {
   for (const AnyPolicy& policy : {AnyPolicy(DualCachePolicy{}), AnyPolicy(NoCache{})}) {
     const Model model(seed);
-    CHECK(run_alone(model, {{1, 2}, {.response = 7, .block_length = 7}, policy}) ==
-          run_alone(model, {{1, 2}, {.response = 7}, policy}));
+    CHECK(run_alone<Model>(model, {{1, 2}, {.response = 7, .block_length = 7}, policy}) ==
+          run_alone<Model>(model, {{1, 2}, {.response = 7}, policy}));
   }
 }
 
@@ -398,7 +282,7 @@ TEST_CASE("DenoisingLoop: a response of one row takes one step and one forward",
           "[denoising_loop]") {
   for (const Index shift : {0, 1}) {
     const Model model(seed, 2, shift);
-    const Record record = run_alone(model, {{3}, {.response = 1}, DllmCachePolicy{}});
+    const Record record = run_alone<Model>(model, {{3}, {.response = 1}, DllmCachePolicy{}});
     CHECK(record.forwards == 1);
     CHECK(record.tokens.size() == 1);
     CHECK(record.tokens[0].front() == 3);
@@ -498,7 +382,7 @@ TEST_CASE("DenoisingLoop: a callback cancels everything, and a later run goes on
     return true;
   }));
   for (std::size_t i = 0; i < jobs.size(); ++i)
-    CHECK(recorder.of(static_cast<Index>(i)) == run_alone(fresh, jobs[i]));
+    CHECK(recorder.of(static_cast<Index>(i)) == run_alone<Model>(fresh, jobs[i]));
 }
 
 TEST_CASE("DenoisingLoop: a callback stops one sequence, the others are what they are alone",
@@ -518,7 +402,7 @@ TEST_CASE("DenoisingLoop: a callback stops one sequence, the others are what the
   CHECK(masked_rows({loop.sequence(3).tokens().begin(), loop.sequence(3).tokens().end()}) == 2);
   for (std::size_t i = 0; i < jobs.size(); ++i) {
     if (i == 3) continue;
-    CHECK(recorder.of(static_cast<Index>(i)) == run_alone(fresh, jobs[i]));
+    CHECK(recorder.of(static_cast<Index>(i)) == run_alone<Model>(fresh, jobs[i]));
   }
 }
 
@@ -528,14 +412,14 @@ TEST_CASE("DenoisingLoop: end of text in a finished block ends the sequence, if 
   Model model(seed);
   model.bias[end_of_text] = 3.0F;
   DecodingOptions options{.response = 24, .block_length = 4};
-  const Record whole = run_alone(model, {{1, 2, 3}, options, NoCache{}});
+  const Record whole = run_alone<Model>(model, {{1, 2, 3}, options, NoCache{}});
   REQUIRE(whole.tokens.size() == 24);
   const Tokens& answer = whole.tokens.back();
   const auto first = std::find(answer.begin() + 3, answer.end(), end_of_text) - answer.begin();
   REQUIRE(first < 23);
   const Index block_end = 3 + ((first - 3) / 4 + 1) * 4;
   options.early_stop = true;
-  const Record stopped = run_alone(model, {{1, 2, 3}, options, NoCache{}});
+  const Record stopped = run_alone<Model>(model, {{1, 2, 3}, options, NoCache{}});
   CHECK(static_cast<Index>(stopped.tokens.size()) == block_end - 3);
   Tokens expected(answer.begin(), answer.begin() + block_end);
   expected.resize(27, end_of_text);
@@ -559,7 +443,7 @@ TEST_CASE("DenoisingLoop: a layer, embedding or head that fails anywhere costs o
   const Model fresh(seed, 2);
   std::map<Index, std::vector<Record>> expected;
   for (Index at = -1; at < 6; ++at)
-    for (const Job& job : jobs(at)) expected[at].push_back(run_alone(fresh, job));
+    for (const Job& job : jobs(at)) expected[at].push_back(run_alone<Model>(fresh, job));
   REQUIRE(expected[-1][0].tokens != expected[2][0].tokens);  // so a wrong answer would show
   Index failures = 0, in_head = 0;
   for (Index call = 0;; ++call) {
@@ -611,7 +495,7 @@ TEST_CASE("DenoisingLoop: an observer or a callback that fails loses no step",
   for (Index at = -1; at < 6; ++at)
     for (const Job& job : jobs)
       expected[static_cast<std::size_t>(at + 1)].push_back(
-          run_alone(fresh, {job.prompt, job.options, RefreshAt{job.policy, at}}));
+          run_alone<Model>(fresh, {job.prompt, job.options, RefreshAt{job.policy, at}}));
   const auto run_with_failure = [&](const std::string& where, Index at_call) {
     Model model = fresh;
     Loop loop(model);
@@ -665,7 +549,7 @@ TEST_CASE("DenoisingLoop: a plan that cannot be carried out changes nothing",
                               }};
   const Model fresh(seed);
   const Job job{{1, 2}, {.response = 5}, policy};
-  const Record expected = run_alone(fresh, job);
+  const Record expected = run_alone<Model>(fresh, job);
   Model model = fresh;
   Loop loop(model);
   Recorder recorder(loop);
@@ -703,7 +587,7 @@ TEST_CASE("DenoisingLoop: a sequence whose logits are no numbers can be stopped,
   CHECK(loop.finished());
   CHECK(loop.sequence(1).step() == 0);
   for (const std::size_t i : {0U, 2U})
-    CHECK(recorder.of(static_cast<Index>(i)) == run_alone(fresh, jobs[i]));
+    CHECK(recorder.of(static_cast<Index>(i)) == run_alone<Model>(fresh, jobs[i]));
 }
 
 TEST_CASE(
@@ -723,8 +607,8 @@ TEST_CASE(
     REQUIRE_THROWS_AS(run(), CallbackError);
     loop.add(second.prompt, second.options, second.policy);
     run();
-    REQUIRE(recorder.of(0) == run_alone(fresh, first));
-    REQUIRE(recorder.of(1) == run_alone(fresh, second));
+    REQUIRE(recorder.of(0) == run_alone<Model>(fresh, first));
+    REQUIRE(recorder.of(1) == run_alone<Model>(fresh, second));
   }
 }
 
@@ -736,12 +620,12 @@ TEST_CASE("DenoisingLoop: guidance adds the scaled residual, refreshed on its ow
       Model model(seed, 2, shift);
       const double scale = 1.25;
       const Tokens prompt{4, 1, 9};
-      const Record record = run_alone(model, {prompt,
-                                              {.response = 12,
-                                               .block_length = 6,
-                                               .guidance_scale = scale,
-                                               .guidance_interval = interval},
-                                              NoCache{}});
+      const Record record = run_alone<Model>(model, {prompt,
+                                                     {.response = 12,
+                                                      .block_length = 6,
+                                                      .guidance_scale = scale,
+                                                      .guidance_interval = interval},
+                                                     NoCache{}});
       Tokens tokens = prompt;
       tokens.resize(15, mask);
       std::map<Index, std::vector<float>> residual;
@@ -867,7 +751,8 @@ TEST_CASE("DenoisingLoop: a counted schedule keeps a mask that the model predict
           "[denoising_loop]") {
   Model model(seed);
   model.bias[mask] = 1000.0F;
-  const Record record = run_alone(model, {{1, 2}, {.response = 6, .block_length = 2}, NoCache{}});
+  const Record record =
+      run_alone<Model>(model, {{1, 2}, {.response = 6, .block_length = 2}, NoCache{}});
   CHECK(record.tokens.size() == 6);
   CHECK(masked_rows(record.tokens.back()) == 6);
 }
@@ -881,8 +766,8 @@ TEST_CASE("DenoisingLoop: open-ended rules end though the model predicts nothing
       CAPTURE(rule.index());
       Model model(seed);
       model.bias[mask] = 1000.0F;
-      const Record record =
-          run_alone(model, {{1, 2}, {.response = 6, .block_length = 3, .commit = rule}, policy});
+      const Record record = run_alone<Model>(
+          model, {{1, 2}, {.response = 6, .block_length = 3, .commit = rule}, policy});
       CHECK(masked_rows(record.tokens.back()) == 0);
       // Every second step finds one row at least: the one after a step that found none.
       CHECK(record.tokens.size() <= 12);
@@ -898,7 +783,8 @@ TEST_CASE("DenoisingLoop: open-ended rules commit more than a row where the mode
   for (const CommitRule& rule : {CommitRule(ThresholdCommit{0.5}), CommitRule(FactorCommit{1.2}),
                                  CommitRule(EntropyBoundCommit{1.0})}) {
     CAPTURE(rule.index());
-    const Record record = run_alone(model, {{1, 2}, {.response = 20, .commit = rule}, NoCache{}});
+    const Record record =
+        run_alone<Model>(model, {{1, 2}, {.response = 20, .commit = rule}, NoCache{}});
     CHECK(record.tokens.size() > 2);
     CHECK(record.tokens.size() < 20);
     CHECK(*std::max_element(record.committed.begin(), record.committed.end()) > 1);
@@ -949,7 +835,7 @@ TEST_CASE("DenoisingLoop: what cannot be decoded is refused and leaves the loop 
   }
   CHECK(loop.sequences() == 1);
   loop.run([&](const StepReport& report) { recorder(report); });
-  CHECK(recorder.of(0) == run_alone(fresh, good));
+  CHECK(recorder.of(0) == run_alone<Model>(fresh, good));
 }
 
 TEST_CASE("Guidance: bad numbers are refused by name, range and value", "[guidance][refusal]") {

@@ -72,16 +72,59 @@ class DenoisingLoop {
   /// Adds a sequence and returns its number. Throws std::invalid_argument for bad options.
   Index add(std::span<const std::int32_t> prompt, const DecodingOptions& options,
             const AnyPolicy& policy) {
-    auto slot = std::make_unique<Slot>(sequences(),
-                                       SequenceState(prompt, options, m_model->special_tokens()),
-                                       make_cache(prompt.size(), options, policy));
-    if (options.guidance_scale > 0.0)
-      slot->guided.emplace(make_cache(prompt.size(), options, policy),
-                           Guidance(options.guidance_scale, options.guidance_interval,
-                                    options.response, m_model->vocabulary()),
-                           slot->state.tokens().size());
+    m_slots.push_back(make_slot(SequenceState(prompt, options, m_model->special_tokens()), policy));
+    return sequences() - 1;
+  }
+
+  /// Adds a copy of a sequence as it stands between two steps, with features of its own, and
+  /// returns its number. The copy draws the random numbers of sequence `random_sequence` from here
+  /// on: another number, another continuation. Throws std::logic_error where save() does, and like
+  /// sequence().
+  Index clone(Index id, std::uint64_t random_sequence) {
+    const Slot& original = resting(id, "clone");
+    auto copy = std::make_unique<Slot>(original.clone(sequences()));
+    copy->state.set_random_sequence(random_sequence);
+    m_slots.push_back(std::move(copy));
+    return sequences() - 1;
+  }
+
+  /// Writes a sequence as it stands between two steps, features included, into a snapshot. Throws
+  /// std::logic_error when its features were released, when it is part of a step that threw, or
+  /// when its policy does not name its options, and like sequence().
+  void save(Index id, SnapshotWriter& out) const {
+    const Slot& held = resting(id, "save");
+    held.state.save(out);
+    held.save(out);
+  }
+  void save(Index id, SnapshotWriter&& out) const { save(id, out); }
+
+  /// Adds a saved sequence, which goes on token for token, and returns its number. The policy must
+  /// be the one it was saved with, the model one of the same shape, vocabulary and special tokens.
+  /// Throws std::runtime_error where they are not and for a damaged snapshot, and like add(); then
+  /// nothing was added.
+  Index restore(SnapshotReader& in, const AnyPolicy& policy) {
+    auto slot = make_slot(SequenceState::restored(in, m_model->special_tokens()), policy);
+    slot->restore(in);
     m_slots.push_back(std::move(slot));
-    return static_cast<Index>(m_slots.size()) - 1;
+    return sequences() - 1;
+  }
+  Index restore(SnapshotReader&& in, const AnyPolicy& policy) { return restore(in, policy); }
+
+  /// Begins a new sequence in place of one that takes no further steps, under the same number and
+  /// policy; its memory is used again where it suffices. Throws std::logic_error where release()
+  /// does and when the features were released, and like add(); then nothing has changed.
+  void restart(Index id, std::span<const std::int32_t> prompt, const DecodingOptions& options) {
+    Slot& done = slot(id);
+    refuse_busy(done, "restart");
+    if (!done.cache) detail::refuse_call("DenoisingLoop: restart() of sequence ", id, ", released");
+    const AnyPolicy policy = done.cache->planner().policy();
+    SequenceState state(prompt, options, m_model->special_tokens());
+    const SequenceShape shape = shape_of(state);
+    std::optional<detail::UnconditionalRun<Cache>> guided;
+    if (options.guidance_scale > 0.0) guided.emplace(make_guided(state, policy));
+    detail::ChangeLog changes(state.tokens().size());
+    done.cache->reset(shape);
+    done.begin(std::move(state), std::move(changes), std::move(guided));
   }
 
   /// Takes one step of every sequence that is not finished and tells `on_step` of each (it may
@@ -121,13 +164,8 @@ class DenoisingLoop {
   /// Throws std::logic_error for a sequence that still runs or is part of the step in progress,
   /// and like sequence().
   void release(Index id) {
-    Slot& done = slot(id);
-    const bool in_step =
-        m_pass && std::any_of(m_batch.begin(), m_batch.end(),
-                              [&](const BatchEntry& entry) { return entry.id == id; });
-    if (done.runs() || in_step)
-      detail::refuse_call("DenoisingLoop: release() of sequence ", id, ", which still runs");
-    done.release();
+    refuse_busy(slot(id), "release");
+    slot(id).release();
   }
 
   /// True when no sequence would take another step.
@@ -168,11 +206,53 @@ class DenoisingLoop {
     Index unconditional_place = -1;  // refreshes the residual when there is one
   };
 
-  Cache make_cache(std::size_t prompt, const DecodingOptions& options, const AnyPolicy& policy) {
-    const SequenceShape shape{.prompt = static_cast<Index>(prompt),
-                              .response = options.response,
-                              .prediction_shift = m_model->prediction_shift()};
-    return Cache(m_model->shape(), shape, policy, m_resource, m_selector);
+  [[nodiscard]] SequenceShape shape_of(const SequenceState& state) const {
+    return {.prompt = state.prompt_rows(),
+            .response = state.options().response,
+            .prediction_shift = m_model->prediction_shift()};
+  }
+
+  Cache make_cache(const SequenceState& state, const AnyPolicy& policy) {
+    return Cache(m_model->shape(), shape_of(state), policy, m_resource, m_selector);
+  }
+
+  detail::UnconditionalRun<Cache> make_guided(const SequenceState& state, const AnyPolicy& policy) {
+    const DecodingOptions& options = state.options();
+    return {make_cache(state, policy),
+            Guidance(options.guidance_scale, options.guidance_interval, options.response,
+                     m_model->vocabulary()),
+            state.tokens().size()};
+  }
+
+  std::unique_ptr<Slot> make_slot(SequenceState state, const AnyPolicy& policy) {
+    Cache cache = make_cache(state, policy);
+    auto made = std::make_unique<Slot>(sequences(), std::move(state), std::move(cache));
+    if (made->state.options().guidance_scale > 0.0)
+      made->guided.emplace(make_guided(made->state, policy));
+    return made;
+  }
+
+  // Part of a forward whose predictions are not committed yet.
+  [[nodiscard]] bool in_step(Index id) const {
+    return m_pass && std::any_of(m_batch.begin(), m_batch.end(),
+                                 [&](const BatchEntry& entry) { return entry.id == id; });
+  }
+
+  void refuse_busy(const Slot& done, const char* call) const {
+    if (done.runs() || in_step(done.id))
+      detail::refuse_call("DenoisingLoop: ", call, "() of sequence ", done.id,
+                          ", which still runs");
+  }
+
+  // A sequence between two steps, with its features.
+  const Slot& resting(Index id, const char* call) const {
+    const Slot& held = slot(id);
+    if (in_step(id))
+      detail::refuse_call("DenoisingLoop: ", call, "() of sequence ", id,
+                          ", in the middle of a step");
+    if (!held.cache)
+      detail::refuse_call("DenoisingLoop: ", call, "() of sequence ", id, ", released");
+    return held;
   }
 
   [[nodiscard]] const Slot& slot(Index id) const {

@@ -27,6 +27,14 @@ struct ChangeLog {
     for (std::uint16_t& steps : unchanged_steps)
       if (steps < oldest) ++steps;
   }
+  void save(SnapshotWriter& out) const {
+    out.array("changed", std::span<const std::uint8_t>(changed));
+    out.array("unchanged_steps", std::span<const std::uint16_t>(unchanged_steps));
+  }
+  void restore(SnapshotReader& in) {
+    in.array("changed", std::span(changed));
+    in.array("unchanged_steps", std::span(unchanged_steps));
+  }
   static constexpr std::uint16_t oldest = 65535;
   std::vector<std::uint8_t> changed;
   std::vector<std::uint16_t> unchanged_steps;
@@ -37,6 +45,35 @@ template <class Cache>
 struct UnconditionalRun {
   UnconditionalRun(Cache features, Guidance residual, std::size_t rows)
       : cache(std::move(features)), guidance(std::move(residual)), changes(rows) {}
+  [[nodiscard]] UnconditionalRun clone() const {
+    UnconditionalRun copy(cache.clone(), guidance, changes.changed.size());
+    copy.changes = changes;
+    copy.block = block;
+    copy.block_step = block_step;
+    return copy;
+  }
+  void save(SnapshotWriter& out) const {
+    out.begin("unconditional");
+    changes.save(out);
+    out.number("block begin", block.begin);
+    out.number("block end", block.end);
+    out.number("block step", block_step);
+    out.array("residual", guidance.residual());
+    out.finish();
+    cache.save(out);
+  }
+  void restore(SnapshotReader& in) {
+    in.begin("unconditional");
+    changes.restore(in);
+    const auto rows = static_cast<Index>(changes.changed.size());
+    block.begin = in.number<Index>("block begin", 0, rows);
+    block.end = in.number<Index>("block end", block.begin, rows);
+    block_step = in.number<Index>("block step", 0, never - 1);
+    in.array("residual", guidance.residual());
+    in.finish();
+    cache.restore(in);
+  }
+
   Cache cache;
   Guidance guidance;
   ChangeLog changes;
@@ -66,6 +103,43 @@ struct LoopSequence {
   [[nodiscard]] Index cache_bytes() const {
     return (cache ? cache->bytes() : 0) + (guided ? guided->cache.bytes() : 0);
   }
+  /// Begins anew; the features have been reset.
+  void begin(SequenceState sequence, ChangeLog log, std::optional<UnconditionalRun<Cache>> run) {
+    state = std::move(sequence);
+    changes = std::move(log);
+    guided = std::move(run);
+    head_rows = 0;
+    stopped = false;
+  }
+  /// A copy with features of its own.
+  [[nodiscard]] LoopSequence clone(Index number) const {
+    LoopSequence copy(number, state, cache->clone());
+    copy.changes = changes;
+    if (guided) copy.guided.emplace(guided->clone());
+    copy.head_rows = head_rows;
+    copy.stopped = stopped;
+    return copy;
+  }
+  /// Writes everything but state and policy; the state has gone before.
+  void save(SnapshotWriter& out) const {
+    out.begin("run");
+    changes.save(out);
+    out.number("head_rows", head_rows);
+    out.number("stopped", stopped);
+    out.finish();
+    cache->save(out);
+    if (guided) guided->save(out);
+  }
+  void restore(SnapshotReader& in) {
+    in.begin("run");
+    changes.restore(in);
+    head_rows = in.number<Index>("head_rows", 0, never);
+    stopped = in.flag("stopped");
+    in.finish();
+    cache->restore(in);
+    if (guided) guided->restore(in);
+  }
+
   /// Gives the features back.
   void release() {
     const RowCounts all_counts = counts();

@@ -5,6 +5,8 @@
 #include <cstdint>
 #include <initializer_list>
 
+#include "dllm_cache/detail/mix_bits.hpp"
+
 namespace dllm_cache {
 
 /// Names one row of one step of one sequence: random numbers depend on nothing else, so that a
@@ -18,18 +20,6 @@ struct RandomKey {
 
 /// Independent uses of randomness within one row.
 enum class RandomUse : std::uint64_t { Token = 1, Confidence = 2, Order = 3 };
-
-namespace detail {
-
-/// Finaliser of SplitMix64 (Steele, Lea, Flood 2014): every bit of the input moves every bit.
-[[nodiscard]] constexpr std::uint64_t mix_bits(std::uint64_t bits) {
-  bits += 0x9e3779b97f4a7c15ULL;
-  bits = (bits ^ (bits >> 30)) * 0xbf58476d1ce4e5b9ULL;
-  bits = (bits ^ (bits >> 27)) * 0x94d049bb133111ebULL;
-  return bits ^ (bits >> 31);
-}
-
-}  // namespace detail
 
 /// A stream of uniform numbers for one row, addressed by index rather than drawn in order.
 class RowRandom {

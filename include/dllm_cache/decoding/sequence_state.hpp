@@ -3,34 +3,16 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <limits>
 #include <span>
+#include <utility>
 #include <vector>
 
-#include "dllm_cache/decoding/commit_rule.hpp"
+#include "dllm_cache/decoding/decoding_options.hpp"
+#include "dllm_cache/decoding/options_snapshot.hpp"
 #include "dllm_cache/plan.hpp"
 
 namespace dllm_cache {
-
-/// How one sequence is decoded.
-struct DecodingOptions {
-  Index response = 128;      ///< Response rows, at least 1 (`gen_length`).
-  Index block_length = 0;    ///< Divides `response`; 0: the whole response is one block.
-  Index steps = 0;           ///< Steps in all, a multiple of the number of blocks; 0: one a row.
-                             ///< Read by counted commit rules only.
-  double temperature = 0.0;  ///< At least 0; 0: the likeliest token.
-  Sampling sampling = Sampling::GumbelNoise;  ///< How temperature works; see PredictionRule.
-  double top_p = 1.0;                         ///< In (0, 1]; see PredictionRule.
-  Index top_k = 0;                            ///< At least 0; see PredictionRule.
-  Confidence confidence = Confidence::Probability;
-  CommitRule commit = CountedCommit{};
-  double order_temperature = 0.0;  ///< At least 0: noise on the order in which rows are committed,
-                                   ///< for counted rules; Dream's `alg_temp`.
-  double guidance_scale = 0.0;     ///< `cfg_scale`, at least 0; 0: no guidance.
-  Index guidance_interval = 1;  ///< Steps between refreshes of the guidance residual, at least 1.
-  bool early_stop = false;      ///< A finished block with end-of-text ends the sequence.
-  std::uint64_t seed = 0;
-  std::uint64_t sequence = 0;  ///< Number of the sequence for random numbers.
-};
 
 /// Tokens that mean something to the loop.
 struct SpecialTokens {
@@ -100,6 +82,53 @@ class SequenceState {
   [[nodiscard]] std::vector<Prediction>& predictions() { return m_predictions; }
   [[nodiscard]] const std::vector<Prediction>& predictions() const { return m_predictions; }
 
+  /// Draws other random numbers from here on: those of sequence `number` with the same seed.
+  void set_random_sequence(std::uint64_t number) { m_options.sequence = number; }
+
+  /// Writes everything but the predictions of the step at hand as one section of a snapshot. Throws
+  /// what the sink throws.
+  void save(SnapshotWriter& out) const {
+    out.begin("sequence");
+    detail::write_options(out, m_options);
+    out.number("mask", m_special.mask);
+    out.number("end_of_text", m_special.end_of_text);
+    out.number("prompt", m_prompt);
+    out.array("tokens", tokens());
+    out.array("masked", masked());
+    out.number("block", m_block);
+    out.number("step", m_step);
+    out.number("block step", m_progress.step);
+    out.number("first_masked", m_progress.first_masked);
+    out.number("excludes_mask", m_excludes_mask);
+    out.number("finished", m_finished);
+    out.finish();
+  }
+
+  /// The sequence as it was saved, for a model with these tokens. Throws std::runtime_error for
+  /// other tokens, a damaged snapshot or a state that cannot be, std::invalid_argument for options
+  /// out of range, and what the source throws.
+  [[nodiscard]] static SequenceState restored(SnapshotReader& in, const SpecialTokens& special) {
+    in.begin("sequence");
+    const DecodingOptions options = detail::read_options(in);
+    in.expect("mask", special.mask);
+    in.expect("end_of_text", special.end_of_text);
+    constexpr Index most = Index{1} << 31;
+    const auto prompt = in.number<Index>("prompt", 0, most);
+    if (options.response < 1 || options.response > most)
+      in.refuse("response must be in [1, ", most, "], got ", options.response);
+    const auto rows = static_cast<std::size_t>(prompt + options.response);
+    std::vector<std::int32_t> tokens = in.elements<std::int32_t>(rows);
+    std::vector<std::uint8_t> masked = in.elements<std::uint8_t>(rows);
+    SequenceState state(
+        std::span<const std::int32_t>(tokens).first(static_cast<std::size_t>(prompt)), options,
+        special);
+    state.m_tokens = std::move(tokens);
+    state.m_masked = std::move(masked);
+    state.read_progress(in);
+    in.finish();
+    return state;
+  }
+
   /// Ends the step: commits the best predictions and moves on. Returns how many were committed;
   /// they are the first of predictions(), which stays as it is until the caller clears it.
   Index commit() {
@@ -123,6 +152,23 @@ class SequenceState {
   }
 
  private:
+  void read_progress(SnapshotReader& in) {
+    m_block = in.number<Index>("block", 0, blocks() - 1);
+    m_step = in.number<Index>("step", 0, std::numeric_limits<Index>::max() - 1);
+    const Index last = is_counted(m_options.commit) ? m_progress.steps : m_step;
+    m_progress.step = in.number<Index>("block step", 0, last);
+    m_progress.first_masked = in.number<Index>("first_masked", 0, m_block_length);
+    m_excludes_mask = in.flag("excludes_mask");
+    m_finished = in.flag("finished");
+    for (std::size_t row = 0; row < m_tokens.size(); ++row) {
+      const bool may_be_masked =
+          static_cast<Index>(row) >= m_prompt && m_tokens[row] == m_special.mask;
+      if (m_masked[row] > (may_be_masked ? 1 : 0))
+        in.refuse("masked must be 0, or 1 where a response row holds the mask; row ", row, " has ",
+                  static_cast<int>(m_masked[row]));
+    }
+  }
+
   // Surest first, ties to the lower row. With a temperature the order is drawn: the first n rows by
   // confidence / temperature + Gumbel noise are n draws without replacement from its softmax.
   void order_predictions() {

@@ -19,6 +19,10 @@ struct ChangedRowsPolicy {
   /// default).
   Index refresh_interval = never;
 
+  [[nodiscard]] std::string options() const {
+    return option_text("keep_active", keep_active, "refresh_interval", refresh_interval);
+  }
+
   [[nodiscard]] PolicyTraits traits(const SequenceShape&) const {
     if (keep_active < 0 || keep_active > 65534)
       detail::refuse_argument("ChangedRowsPolicy: keep_active must be in [0, 65534], got ",

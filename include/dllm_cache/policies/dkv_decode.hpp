@@ -19,6 +19,10 @@ struct DkvDecodePolicy {
   /// `cache_reloading_step` for LLaDA (default 1, scripts 2 to 8), `cache_steps` for Dream.
   Index refresh_interval = 4;
 
+  [[nodiscard]] std::string options() const {
+    return option_text("refresh_interval", refresh_interval);
+  }
+
   [[nodiscard]] PolicyTraits traits(const SequenceShape&) const {
     if (refresh_interval < 1)
       detail::refuse_argument("DkvDecodePolicy: refresh_interval must be at least 1, got ",

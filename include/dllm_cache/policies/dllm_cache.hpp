@@ -32,6 +32,12 @@ struct DllmCachePolicy {
   /// block that is the whole response is recomputed whole.
   bool recompute_block = false;
 
+  [[nodiscard]] std::string options() const {
+    return option_text("prompt_interval", prompt_interval, "response_interval", response_interval,
+                       "ratio", ratio, "refresh_first_layer", refresh_first_layer,
+                       "recompute_block", recompute_block);
+  }
+
   [[nodiscard]] PolicyTraits traits(const SequenceShape& shape) const {
     if (prompt_interval < 1)
       detail::refuse_argument("DllmCachePolicy: prompt_interval must be at least 1, got ",

@@ -27,6 +27,11 @@ struct VicinityPolicy {
   /// `cache_update_freq` (default None: per block only). Not in the first block, as there.
   Index refresh_interval = never;
 
+  [[nodiscard]] std::string options() const {
+    return option_text("prefix_look", prefix_look, "after_look", after_look, "warmup_steps",
+                       warmup_steps, "refresh_interval", refresh_interval);
+  }
+
   [[nodiscard]] PolicyTraits traits(const SequenceShape&) const {
     if (prefix_look < 0)
       detail::refuse_argument("VicinityPolicy: prefix_look must be at least 0, got ", prefix_look);

@@ -1,0 +1,143 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <catch2/catch.hpp>
+#include <map>
+#include <utility>
+#include <vector>
+
+#include "dllm_cache/decoding/denoising_loop.hpp"
+#include "dllm_cache/policies/changed_rows.hpp"
+#include "dllm_cache/policies/dkv_decode.hpp"
+#include "dllm_cache/policies/dllm_cache.hpp"
+#include "dllm_cache/policies/dual_cache.hpp"
+#include "dllm_cache/policies/free_cache.hpp"
+#include "dllm_cache/policies/prefix_cache.hpp"
+#include "dllm_cache/policies/vicinity.hpp"
+
+// Whole runs of the denoising loop, to compare them bit by bit.
+namespace dllm_cache::testing {
+
+using Tokens = std::vector<std::int32_t>;
+
+/// A sequence to run.
+struct Job {
+  Tokens prompt;
+  DecodingOptions options;
+  AnyPolicy policy = NoCache{};
+};
+
+/// All that happened to one sequence; equal only when every bit is.
+struct Record {
+  using Row = std::pair<Index, Index>;                // step and row
+  std::vector<Tokens> tokens;                         // after each step
+  std::vector<Index> committed;                       // in each step
+  std::map<Row, std::pair<double, double>> sureness;  // confidence and entropy
+  std::map<Row, std::vector<float>> logits;
+  RowCounts counts;
+  Index forwards = 0;
+  friend bool operator==(const Record&, const Record&) = default;
+};
+
+/// Keeps a Record of every sequence of a loop.
+template <class AnyLoop>
+class Recorder {
+ public:
+  explicit Recorder(AnyLoop& loop) : m_loop(loop) {
+    loop.observer.on_logits = [this](Index id, Index row, std::span<const float> logits) {
+      m_records[id].logits[{m_loop.sequence(id).step(), row}].assign(logits.begin(), logits.end());
+    };
+  }
+  void operator()(const StepReport& report) {
+    Record& record = m_records[report.id];
+    record.tokens.emplace_back(report.tokens.begin(), report.tokens.end());
+    record.committed.push_back(report.committed);
+    for (const Prediction& one : report.predictions)
+      record.sureness[{report.step, one.row}] = {one.confidence, one.entropy};
+  }
+  [[nodiscard]] Record of(Index id) {
+    Record record = m_records[id];
+    record.counts = m_loop.counts(id);
+    record.forwards = m_loop.forwards(id);
+    return record;
+  }
+
+ private:
+  AnyLoop& m_loop;
+  std::map<Index, Record> m_records;
+};
+
+/// The record of one job in a loop of its own.
+template <class AnyModel, class Stored = float>
+Record run_alone(AnyModel model, const Job& job) {
+  DenoisingLoop<AnyModel, Stored> loop(model);
+  Recorder recorder(loop);
+  loop.add(job.prompt, job.options, job.policy);
+  loop.run([&](const StepReport& report) { recorder(report); });
+  REQUIRE(model.log.broken_rule.empty());
+  return recorder.of(0);
+}
+
+/// Sequences as unlike each other as can be: lengths, steps, rules, policies, guidance,
+/// temperature.
+inline std::vector<Job> motley(Index shift) {
+  std::vector<Job> jobs{
+      {{1, 2, 3, 4, 5}, {.response = 8, .block_length = 4}, DllmCachePolicy{4, 3, 0.5}},
+      {{7}, {.response = 1}, NoCache{}},
+      {{3, 9, 2},
+       {.response = 40, .block_length = 20, .commit = ThresholdCommit{0.5}},
+       PrefixCachePolicy{}},
+      {{10, 1},
+       {.response = 6, .steps = 3, .guidance_scale = 1.5, .guidance_interval = 2},
+       DllmCachePolicy{3, 2, 0.25}},
+      {{2, 2, 2, 2},
+       {.response = 9, .block_length = 3, .commit = FixedCommit{2}},
+       DualCachePolicy{}},
+      {{5, 6},
+       {.response = 12,
+        .block_length = 4,
+        .steps = 9,
+        .temperature = 0.7,
+        .sampling = Sampling::Categorical,
+        .top_p = 0.9,
+        .top_k = 7,
+        .confidence = Confidence::NegativeEntropy,
+        .commit = TimestepCommit{},
+        .order_temperature = 0.3,
+        .seed = 5},
+       DkvDecodePolicy{3}},
+      {{8, 0, 8},
+       {.response = 12, .block_length = 4, .temperature = 1.0, .seed = 6, .sequence = 3},
+       VicinityPolicy{1, 2, 2, 5}},
+      {{4, 3, 2, 1},
+       {.response = 10,
+        .block_length = 5,
+        .confidence = Confidence::Margin,
+        .commit = FactorCommit{1.2}},
+       FreeCachePolicy{}},
+      {{6, 6, 1},
+       {.response = 11, .commit = EntropyBoundCommit{1.0}},
+       ChangedRowsPolicy{.keep_active = 1, .refresh_interval = 6}},
+      {{0, 1, 0, 1},
+       {.response = 8,
+        .steps = 5,
+        .confidence = Confidence::Random,
+        .commit = BernoulliCommit{0.1},
+        .guidance_scale = 0.5,
+        .guidance_interval = 3,
+        .seed = 9},
+       ChangedRowsPolicy{}},
+      // More masked rows than the loop reduces at once, twice over where the residual is refreshed.
+      {{9, 8, 7},
+       {.response = 36,
+        .block_length = 18,
+        .steps = 12,
+        .guidance_scale = 0.8,
+        .guidance_interval = 4},
+       DkvDecodePolicy{2}},
+  };
+  if (shift == 0) jobs.push_back({{}, {.response = 5, .steps = 2}, DllmCachePolicy{2, 3, 0.4}});
+  return jobs;
+}
+
+}  // namespace dllm_cache::testing
