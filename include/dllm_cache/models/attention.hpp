@@ -46,6 +46,8 @@ void attend(MatrixView<const float> q, std::span<const Segment<Stored>> segments
   const Index dim = shape.head_dim;
   const float scale = 1.0F / std::sqrt(static_cast<float>(dim));
   for (const Segment<Stored>& segment : segments) {
+    // Here too, so that a later step with fewer rows finds it.
+    static_cast<void>(detail::FewRowsAttention<Stored>::reserve(segment.keys.rows, shape, team));
     if (detail::few_rows_suit(segment.end - segment.begin, shape)) {
       detail::attend_few(q, segment, shape, out, team);
       continue;

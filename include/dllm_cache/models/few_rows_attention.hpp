@@ -9,16 +9,21 @@
 
 #include "dllm_cache/layer.hpp"
 #include "dllm_cache/models/head_shape.hpp"
-#include "dllm_cache/models/pack_columns.hpp"
 #include "dllm_cache/models/parallel.hpp"
+#include "dllm_cache/models/rounding.hpp"
 
 // A verified step has few query rows, and its attention is bound by reading cached keys and values.
-// General products pack all of them first, which costs more than the products; here they are
-// streamed once for up to sixteen queries, a few keys at a time that stay in the first-level cache.
+// General products pack all of them first, head by head, which costs more than the products. Here
+// keys and values are read where they lie, whole rows one after the other, as memory likes it, for
+// all heads and up to sixteen queries of each; a task is a stretch of keys, and what the stretches
+// say is put together at the end (the online softmax of FlashAttention, arXiv 2205.14135).
 namespace dllm_cache::models::detail {
 
-/// Keys, or values, that are packed and worked through together: they fit the first-level cache.
-inline constexpr Index few_rows_block = 16;
+/// Keys of one task. Fixed, so that results do not depend on the number of threads.
+inline constexpr Index keys_together = 128;
+
+/// Values that are read for one head before the next: as many streams as hardware follows.
+inline constexpr Index values_together = 8;
 
 /// Queries that share what is read of a key; a row of scores holds as many.
 inline constexpr Index queries_together = 8;
@@ -47,16 +52,18 @@ inline void sum_lanes(FloatLanes (&sums)[lanes::lane_count]) {
                                     29, 15, 31);
 }
 
-/// scores `[2, 8]` := k q^T; keys `[1 or 2, dim]`, queries `[8, dim]`. A missing second key scores
-/// minus infinity: it weighs nothing.
-inline void score_keys(MatrixView<const float> keys, const float* queries, float* scores) {
-  const Index dim = keys.cols;
-  const float* const other = keys.row(keys.rows - 1);
+/// scores `[2, 8]` := k q^T; two keys of `dim` columns, queries `[8, dim]`. What lies `ahead`
+/// elements further is asked for.
+template <StoredScalar Stored>
+void score_keys(const Stored* one, const Stored* other, Index dim, Index ahead,
+                const float* queries, float* scores) {
   FloatLanes sums[2 * queries_together] = {};
   for (Index d = 0; d < dim; d += lanes::lane_count) {
     FloatLanes first, second, query;
-    lanes::load_lanes<float, float>(keys.row(0) + d, first);
-    lanes::load_lanes<float, float>(other + d, second);
+    lanes::load_lanes<Stored, float>(one + d, first);
+    lanes::load_lanes<Stored, float>(other + d, second);
+    __builtin_prefetch(one + ahead + d, 0, 2);
+    __builtin_prefetch(other + ahead + d, 0, 2);
     for (Index i = 0; i < queries_together; ++i) {
       lanes::load_lanes<float, float>(queries + i * dim + d, query);
       sums[i] += first * query;
@@ -65,15 +72,12 @@ inline void score_keys(MatrixView<const float> keys, const float* queries, float
   }
   sum_lanes(sums);
   lanes::store_lanes<float, float>(sums[0], scores);
-  if (keys.rows == 1)
-    std::fill_n(scores + queries_together, queries_together,
-                -std::numeric_limits<float>::infinity());
 }
 
-/// Adds weights^T v to 4 rows and `16 * Width` columns of `out`; values `[keys, dim]`, weights
-/// `[keys, 8]` of which 4 columns are read.
-template <Index Width>
-void add_values(MatrixView<const float> values, const float* weights, MatrixView<float> out) {
+/// Adds weights^T v to 4 rows and `16 * Width` columns of `out` `[4, dim]`; values are `count` rows
+/// of `values`, weights `[count, 8]` of which 4 columns are read.
+template <Index Width, StoredScalar Stored>
+void add_values(MatrixView<const Stored> values, const float* weights, MatrixView<float> out) {
   constexpr Index rows = 4;
   FloatLanes sums[rows][Width];
   for (Index row = 0; row < rows; ++row)
@@ -82,7 +86,7 @@ void add_values(MatrixView<const float> values, const float* weights, MatrixView
   for (Index key = 0; key < values.rows; ++key) {
     FloatLanes value[Width];
     for (Index w = 0; w < Width; ++w)
-      lanes::load_lanes<float, float>(values.row(key) + w * lanes::lane_count, value[w]);
+      lanes::load_lanes<Stored, float>(values.row(key) + w * lanes::lane_count, value[w]);
     const float* const weight = weights + key * queries_together;
     for (Index row = 0; row < rows; ++row)
       for (Index w = 0; w < Width; ++w) sums[row][w] += weight[row] * value[w];
@@ -92,15 +96,16 @@ void add_values(MatrixView<const float> values, const float* weights, MatrixView
       lanes::store_lanes<float, float>(sums[row][w], out.row(row) + w * lanes::lane_count);
 }
 
-/// weights `[pairs, 2, 8]` := exp(weights - maximum of the column); sums `[8]`. Two keys at a time
-/// are as wide as a lane.
-inline void exponentiate_columns(float* weights, Index pairs, float* sums) {
+/// weights `[pairs, 2, 8]` := exp(weights - maxima); maxima `[8]` of the columns, sums `[8]`. Two
+/// keys at a time are as wide as a lane.
+inline void exponentiate_columns(float* weights, Index pairs, float* maxima, float* sums) {
   using Pair = Eigen::Array<float, 2 * queries_together, 1>;
   Pair best = Eigen::Map<const Pair>(weights);
   for (Index pair = 1; pair < pairs; ++pair)
     best = best.max(Eigen::Map<const Pair>(weights + pair * Pair::SizeAtCompileTime));
   for (Index i = 0; i < queries_together; ++i)
-    best[i] = best[i + queries_together] = std::max(best[i], best[i + queries_together]);
+    maxima[i] = best[i] = best[i + queries_together] =
+        std::max(best[i], best[i + queries_together]);
   Pair sum = Pair::Zero();
   for (Index pair = 0; pair < pairs; ++pair) {
     Eigen::Map<Pair> line(weights + pair * Pair::SizeAtCompileTime);
@@ -111,8 +116,7 @@ inline void exponentiate_columns(float* weights, Index pairs, float* sums) {
   for (Index i = 0; i < queries_together; ++i) sums[i] = sum[i] + sum[i + queries_together];
 }
 
-/// Queries of a key head that one task takes: what is packed serves them all. Where there are more,
-/// general products are worth their packing.
+/// Queries of a key head that are worth it; where there are more, general products are.
 inline constexpr Index most_queries = 2 * queries_together;
 
 /// Whether attend_few() can take a segment of so many rows, and is the fastest way.
@@ -121,90 +125,200 @@ inline constexpr Index most_queries = 2 * queries_together;
          rows * (shape.heads / shape.kv_heads) <= most_queries;
 }
 
-/// Attention of the queries of one key head: query i is row `segment.begin + i / group` of its
-/// query head `i % group`. See attend_few().
-template <StoredScalar Stored>
-void attend_queries(MatrixView<const float> q, const Segment<Stored>& segment,
-                    const HeadShape& shape, Index kv_head, MatrixView<float> out,
-                    Scratch& scratch) {
-  const Index dim = shape.head_dim, begin = kv_head * dim, keys = segment.keys.rows;
-  const Index group = shape.heads / shape.kv_heads;
-  const Index count = (segment.end - segment.begin) * group;
-  const Index pairs = (keys + 1) / 2;  // keys are scored in pairs
-  const float scale = 1.0F / std::sqrt(static_cast<float>(dim));
-  // A part is up to eight queries; memory is a part behind the other.
-  const Index parts = (count + queries_together - 1) / queries_together;
-  const Index part_size = queries_together * dim;
-  const Index scores_size = 2 * pairs * queries_together;
-  float* const queries = scratch.floats.ensure(
-      parts * (2 * part_size + scores_size + queries_together) + few_rows_block * dim);
-  float* const sums = queries + parts * part_size;          // [8, dim] each
-  float* const totals = sums + parts * part_size;           // [8] each
-  float* const scores = totals + parts * queries_together;  // [pairs, 2, 8] each
-  float* const packed = scores + parts * scores_size;       // [few_rows_block, dim]
-  // Calls `work(number, row, column)` for every query: its number, and where it lies in q and out.
-  const auto for_queries = [&](const auto& work) {
-    for (Index i = 0; i < count; ++i)
-      work(i, segment.begin + i / group, (kv_head * group + i % group) * dim);
-  };
-  // Packs block by block and calls `work(first key, packed rows, part)`.
-  const auto for_blocks = [&](MatrixView<const Stored> kept, const auto& work) {
-    for (Index key = 0; key < keys; key += few_rows_block) {
-      const Index rows = std::min(few_rows_block, keys - key);
-      pack_columns(kept, key, rows, begin, dim, packed);
-      for (Index part = 0; part < parts; ++part)
-        work(key, MatrixView<const float>{packed, rows, dim, dim}, part);
-    }
-  };
-  std::fill_n(queries, parts * 2 * part_size, 0.0F);  // and sums
-  for_queries([&](Index number, Index row, Index column) {
-    Eigen::Map<Eigen::ArrayXf>(queries + number * dim, dim) =
-        scale * Eigen::Map<const Eigen::ArrayXf>(q.row(row) + column, dim);
-  });
-  for_blocks(segment.keys, [&](Index first, MatrixView<const float> block, Index part) {
-    for (Index row = 0; row < block.rows; row += 2)
-      score_keys(block.middle_rows(row, std::min<Index>(2, block.rows - row)),
-                 queries + part * part_size,
-                 scores + part * scores_size + (first + row) * queries_together);
-  });
-  for (Index part = 0; part < parts; ++part)
-    exponentiate_columns(scores + part * scores_size, pairs, totals + part * queries_together);
-  for_blocks(segment.values, [&](Index first, MatrixView<const float> block, Index part) {
-    const float* const weights = scores + part * scores_size + first * queries_together;
-    float* const sum = sums + part * part_size;
-    constexpr Index wide = 4 * lanes::lane_count;
-    const Index rows = std::min(queries_together, count - part * queries_together);
-    for (Index row = 0; row < rows; row += 4) {
-      Index column = 0;
-      const auto values = [&](Index width) {
-        return MatrixView<const float>{block.data + column, block.rows, width, block.stride};
-      };
-      const auto target = [&](Index width) {
-        return MatrixView<float>{sum + row * dim + column, 4, width, dim};
-      };
-      for (; column + wide <= dim; column += wide)
-        add_values<4>(values(wide), weights + row, target(wide));
-      for (; column < dim; column += lanes::lane_count)
-        add_values<1>(values(lanes::lane_count), weights + row, target(lanes::lane_count));
-    }
-  });
-  for_queries([&](Index number, Index row, Index column) {
-    Eigen::Map<Eigen::ArrayXf>(out.row(row) + column, dim) =
-        Eigen::Map<const Eigen::ArrayXf>(sums + number * dim, dim) / totals[number];
-  });
-}
-
 /// The attention of one segment with few rows; see attend(). Needs few_rows_suit().
+template <StoredScalar Stored>
+class FewRowsAttention {
+ public:
+  FewRowsAttention(MatrixView<const float> q, const Segment<Stored>& segment,
+                   const HeadShape& shape, MatrixView<float> out)
+      : m_q(q),
+        m_segment(segment),
+        m_shape(shape),
+        m_out(out),
+        m_group(shape.heads / shape.kv_heads),
+        m_count((segment.end - segment.begin) * m_group),
+        m_parts(shape.kv_heads * ((m_count + queries_together - 1) / queries_together)) {}
+
+  /// Makes room for any number of queries that suits, since that changes from step to step.
+  static float* reserve(Index keys, const HeadShape& shape, ThreadTeam& team) {
+    const Index part = queries_together * shape.head_dim;
+    return team.shared().ensure(
+        most_parts(shape) *
+        (part + tasks_of(keys) * (part + 2 * queries_together) + team.threads() * scores_size));
+  }
+
+  void run(ThreadTeam& team) {
+    const Index keys = m_segment.keys.rows, tasks = tasks_of(keys);
+    m_queries = reserve(keys, m_shape, team);
+    m_results = m_queries + m_parts * part_size();
+    float* const scores = m_results + m_parts * tasks * result_size();
+    pack_queries();
+    const double operations = 4.0 * static_cast<double>(m_count * keys) *
+                              static_cast<double>(m_shape.kv_heads * m_shape.head_dim);
+    team.for_each(tasks, operations, [&](Index task, Scratch& scratch) {
+      attend_keys(task, std::min(keys_together, keys - task * keys_together),
+                  scores + scratch.thread * m_parts * scores_size);
+    });
+    for (Index number = 0; number < m_parts; ++number) combine(number, tasks);
+  }
+
+ private:
+  // A part is up to eight queries of one key head. Its result for a stretch of keys: weighted
+  // values [8, dim], maxima [8] and sums [8] of the weights.
+  [[nodiscard]] Index part_size() const { return queries_together * m_shape.head_dim; }
+  [[nodiscard]] Index result_size() const { return part_size() + 2 * queries_together; }
+  [[nodiscard]] float* result(Index task, Index part) const {
+    return m_results + (task * m_parts + part) * result_size();
+  }
+  static Index most_parts(const HeadShape& shape) {
+    return shape.kv_heads * (most_queries / queries_together);
+  }
+  static Index tasks_of(Index keys) { return (keys + keys_together - 1) / keys_together; }
+  [[nodiscard]] Index parts_of_head() const { return m_parts / m_shape.kv_heads; }
+  [[nodiscard]] Index column(Index part) const { return part / parts_of_head() * m_shape.head_dim; }
+  // Queries of a part that there are.
+  [[nodiscard]] Index queries_in(Index part) const {
+    return std::min(queries_together, m_count - part % parts_of_head() * queries_together);
+  }
+  // Calls `work(number in the part, row, column)` for its queries, as they lie in q and out: query
+  // i of a key head is row `i / group` of its query head `i % group`.
+  template <class Work>
+  void for_queries(Index part, const Work& work) const {
+    const Index first = part % parts_of_head() * queries_together;
+    const Index head = part / parts_of_head() * m_group;
+    for (Index i = 0; i < queries_in(part); ++i)
+      work(i, m_segment.begin + (first + i) / m_group,
+           (head + (first + i) % m_group) * m_shape.head_dim);
+  }
+
+  void pack_queries() {
+    const Index dim = m_shape.head_dim;
+    const float scale = 1.0F / std::sqrt(static_cast<float>(dim));
+    std::fill_n(m_queries, m_parts * part_size(), 0.0F);
+    for (Index part = 0; part < m_parts; ++part)
+      for_queries(part, [&](Index i, Index row, Index at) {
+        Eigen::Map<Eigen::ArrayXf>(m_queries + part * part_size() + i * dim, dim) =
+            scale * Eigen::Map<const Eigen::ArrayXf>(m_q.row(row) + at, dim);
+      });
+  }
+
+  // scores: [keys / 2, 2, 8] a part
+  void attend_keys(Index task, Index keys, float* scores) {
+    const Index first = task * keys_together, pairs = (keys + 1) / 2;
+    score(first, keys, scores);
+    for (Index part = 0; part < m_parts; ++part) {
+      float* const sums = result(task, part);
+      std::fill_n(sums, part_size(), 0.0F);
+      exponentiate_columns(scores + part * scores_size, pairs, sums + part_size(),
+                           sums + part_size() + queries_together);
+    }
+    weigh(task, first, keys, scores);
+  }
+
+  void score(Index first, Index keys, float* scores) const {
+    const auto& kept = m_segment.keys;
+    for (Index key = 0; key < keys; key += 2) {
+      const Stored* const one = kept.row(first + key);
+      const Stored* const other = kept.row(first + std::min(key + 1, keys - 1));
+      const Index ahead =
+          (std::min(first + key + keys_ahead, kept.rows - 2) - (first + key)) * kept.stride;
+      for (Index part = 0; part < m_parts; ++part)
+        score_keys(one + column(part), other + column(part), m_shape.head_dim,
+                   std::max<Index>(ahead, 0), m_queries + part * part_size(),
+                   scores + part * scores_size + key * queries_together);
+    }
+    if (keys % 2 == 0) return;
+    // A key that is not there weighs nothing.
+    for (Index part = 0; part < m_parts; ++part)
+      std::fill_n(scores + part * scores_size + keys * queries_together, queries_together,
+                  -std::numeric_limits<float>::infinity());
+  }
+
+  void weigh(Index task, Index first, Index keys, const float* scores) {
+    const auto& kept = m_segment.values;
+    const Index dim = m_shape.head_dim;
+    constexpr Index wide = 4 * lanes::lane_count;
+    for (Index key = 0; key < keys; key += values_together) {
+      const Index rows = std::min(values_together, keys - key);
+      const auto block = kept.middle_rows(first + key, rows);
+      ask_for(first + key + values_together);
+      for (Index part = 0; part < m_parts; ++part) {
+        const float* const weights = scores + part * scores_size + key * queries_together;
+        const auto values = [&](Index at, Index width) {
+          return MatrixView<const Stored>{block.data + column(part) + at, rows, width,
+                                          block.stride};
+        };
+        for (Index query = 0; query < queries_in(part); query += 4) {
+          const auto target = [&](Index at, Index width) {
+            return MatrixView<float>{result(task, part) + query * dim + at, 4, width, dim};
+          };
+          Index at = 0;
+          for (; at + wide <= dim; at += wide)
+            add_values<4>(values(at, wide), weights + query, target(at, wide));
+          for (; at < dim; at += lanes::lane_count)
+            add_values<1>(values(at, lanes::lane_count), weights + query,
+                          target(at, lanes::lane_count));
+        }
+      }
+    }
+  }
+
+  // Asks for the next rows of values while these are worked on.
+  void ask_for(Index first) const {
+    const auto& kept = m_segment.values;
+    constexpr Index line = 64 / static_cast<Index>(sizeof(Stored));
+    for (Index row = first; row < std::min(first + values_together, kept.rows); ++row)
+      for (Index at = 0; at < kept.cols; at += line) __builtin_prefetch(kept.row(row) + at, 0, 2);
+  }
+
+  // Puts the stretches of keys together for one part.
+  void combine(Index part, Index tasks) {
+    using Eight = Eigen::Array<float, queries_together, 1>;
+    const Index dim = m_shape.head_dim;
+    const auto maxima = [&](Index task) {
+      return Eigen::Map<const Eight>(result(task, part) + part_size());
+    };
+    Eight best = maxima(0);
+    for (Index task = 1; task < tasks; ++task) best = best.max(maxima(task));
+    Eight total = Eight::Zero();
+    float* const sums = result(0, part);
+    for (Index task = 0; task < tasks; ++task) {
+      const Eight share = (maxima(task) - best).exp();
+      total += share * Eigen::Map<const Eight>(result(task, part) + part_size() + queries_together);
+      for (Index i = 0; i < queries_in(part); ++i) {
+        const Eigen::Map<const Eigen::ArrayXf> term(result(task, part) + i * dim, dim);
+        Eigen::Map<Eigen::ArrayXf> sum(sums + i * dim, dim);
+        if (task == 0)
+          sum = share[i] * term;
+        else
+          sum += share[i] * term;
+      }
+    }
+    for_queries(part, [&](Index i, Index row, Index at) {
+      Eigen::Map<Eigen::ArrayXf>(m_out.row(row) + at, dim) =
+          Eigen::Map<const Eigen::ArrayXf>(sums + i * dim, dim) / total[i];
+    });
+  }
+
+  static constexpr Index keys_ahead = 4;
+  static constexpr Index scores_size = keys_together * queries_together;
+
+  MatrixView<const float> m_q;
+  const Segment<Stored>& m_segment;
+  const HeadShape& m_shape;
+  MatrixView<float> m_out;
+  Index m_group;
+  Index m_count;  // queries of one key head
+  Index m_parts;  // of all key heads
+  float* m_queries = nullptr;
+  float* m_results = nullptr;
+};
+
+/// The same as a function.
 template <StoredScalar Stored>
 void attend_few(MatrixView<const float> q, const Segment<Stored>& segment, const HeadShape& shape,
                 MatrixView<float> out, ThreadTeam& team) {
-  const Index queries = (segment.end - segment.begin) * (shape.heads / shape.kv_heads);
-  if (queries == 0) return;
-  const double operations = 4.0 * static_cast<double>(queries * segment.keys.rows) *
-                            static_cast<double>(shape.kv_heads * shape.head_dim);
-  team.for_each(shape.kv_heads, operations, [&](Index kv_head, Scratch& scratch) {
-    attend_queries(q, segment, shape, kv_head, out, scratch);
-  });
+  if (segment.end > segment.begin) FewRowsAttention<Stored>(q, segment, shape, out).run(team);
 }
 
 }  // namespace dllm_cache::models::detail

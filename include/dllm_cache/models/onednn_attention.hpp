@@ -31,6 +31,8 @@ class OneDnnAttention {
   void attend(MatrixView<const float> q, std::span<const Segment<Stored>> segments,
               const HeadShape& shape, MatrixView<float> out, ThreadTeam& team) {
     for (const Segment<Stored>& segment : segments) {
+      // Here too, so that a later step with fewer rows finds it.
+      static_cast<void>(detail::FewRowsAttention<Stored>::reserve(segment.keys.rows, shape, team));
       if (detail::few_rows_suit(segment.end - segment.begin, shape)) {
         detail::attend_few(q, segment, shape, out, team);
         continue;

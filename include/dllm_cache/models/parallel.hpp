@@ -65,6 +65,9 @@ class ThreadTeam {
 
   [[nodiscard]] int threads() const { return m_threads; }
 
+  /// Memory of the caller's that all tasks see.
+  [[nodiscard]] dllm_cache::detail::Buffer<float>& shared() { return m_shared; }
+
   /// Calls `work(task, scratch)` for every task in `[0, count)`, spread over the threads where the
   /// `operations` of all tasks together are worth waking them; `scratch` belongs to the thread that
   /// runs the task. Rethrows one exception of the work.
@@ -113,6 +116,7 @@ class ThreadTeam {
  private:
   int m_threads;
   std::vector<Scratch> m_scratch;
+  dllm_cache::detail::Buffer<float> m_shared;
 };
 
 }  // namespace dllm_cache::models
