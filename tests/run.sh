@@ -7,10 +7,13 @@ cd "$(dirname "$0")/.."
 need_build_tools
 need /usr/include/catch2/catch.hpp catch2 "unit tests, 2.13"
 need /usr/include/benchmark/benchmark.h libbenchmark-dev "measurements, 1.7 or newer"
+need clang++ clang "second compiler, clang 14 or newer: users' programs are compiled with both"
+need pkg-config pkgconf "finds an installation without CMake"
 need_python
 install_needed
 mkdir -p build
 install_python_packages examples/requirements.txt
+install_python_packages packaging/requirements.txt
 python=$PWD/build/venv/bin/python
 
 jobs=$(nproc)

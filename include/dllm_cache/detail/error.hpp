@@ -1,6 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#ifndef __cpp_exceptions
+#error "dllm_cache reports errors by exceptions: compile with exceptions (no -fno-exceptions)"
+#endif
+
 #include <sstream>
 #include <stdexcept>
 #include <string>
