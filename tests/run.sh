@@ -7,6 +7,9 @@ cd "$(dirname "$0")/.."
 need_build_tools
 need /usr/include/catch2/catch.hpp catch2 "unit tests, 2.13"
 need /usr/include/benchmark/benchmark.h libbenchmark-dev "measurements, 1.7 or newer"
+need /usr/include/torch/csrc/api/include/torch/torch.h libtorch-dev "example libtorch_llada, 1.13 or newer"
+need mpicxx libopenmpi-dev "example tensor_parallel, MPI 3.0 or newer"
+need mpirun openmpi-bin "the same"
 need_python
 install_needed
 mkdir -p build
