@@ -57,40 +57,6 @@ Job prepare(const Options& options, const Ranks& ranks) {
   return job;
 }
 
-template <class Stored>
-nlohmann::ordered_json answer(const Job& job, const Options& options, const Ranks& ranks) {
-  using Selector = AllReduceSelector<float, Stored>;
-  TensorParallelModel model(job.model, ranks, options.compute.threads);
-  dllm_cache::DenoisingLoop<TensorParallelModel, Stored, Selector> loop(
-      model, dllm_cache::large_pages(), Selector(ranks));
-  dllm_cache::DecodingOptions decoding =
-      decoding_options(job.request.settings.decoding, model.prediction_shift() > 0);
-  for (const auto& prompt : job.request.prompts) {
-    loop.add(prompt, decoding, make_policy(job.request.settings.caching));
-    ++decoding.sequence;
-  }
-  const auto start = std::chrono::steady_clock::now();
-  loop.run();
-  const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
-
-  std::vector<std::vector<std::int32_t>> tokens;
-  dllm_cache::RowCounts rows;
-  Index bytes = 0;
-  for (Index id = 0; id < loop.sequences(); ++id) {
-    const auto response = loop.sequence(id).response();
-    tokens.push_back(ranks.of_first(response));
-    if (!std::equal(response.begin(), response.end(), tokens.back().begin()))
-      throw std::logic_error("decided otherwise than rank 0");
-    rows += loop.counts(id);
-    bytes += loop.cache_bytes(id);
-  }
-  return {{"tokens", tokens},
-          {"ranks", ranks.size()},
-          {"rows", rows_json(rows)},
-          {"cache_bytes_per_rank", bytes},
-          {"seconds", seconds.count()}};
-}
-
 /// Runs `body` on all ranks and waits for all; of those that fail the first says why. Returns 0, or
 /// an exit code of a program.
 template <class Body>
@@ -114,6 +80,47 @@ int together(const Ranks& ranks, Body&& body) {
   return -ranks.smallest(-code);
 }
 
+template <class Stored>
+int answer(const Job& job, const Options& options, const Ranks& ranks) {
+  using Selector = AllReduceSelector<float, Stored>;
+  TensorParallelModel model(job.model, ranks, options.compute.threads);
+  dllm_cache::DenoisingLoop<TensorParallelModel, Stored, Selector> loop(
+      model, dllm_cache::large_pages(), Selector(ranks));
+  const int code = together(ranks, [&] {
+    dllm_cache::DecodingOptions decoding =
+        decoding_options(job.request.settings.decoding, model.prediction_shift() > 0);
+    for (const auto& prompt : job.request.prompts) {
+      model.check_tokens(prompt);
+      loop.add(prompt, decoding, make_policy(job.request.settings.caching));
+      ++decoding.sequence;
+    }
+  });
+  if (code != 0) return code;
+
+  const auto start = std::chrono::steady_clock::now();
+  loop.run();
+  const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
+  std::vector<std::vector<std::int32_t>> tokens;
+  dllm_cache::RowCounts rows;
+  Index bytes = 0;
+  for (Index id = 0; id < loop.sequences(); ++id) {
+    const auto response = loop.sequence(id).response();
+    tokens.push_back(ranks.of_first(response));
+    if (!std::equal(response.begin(), response.end(), tokens.back().begin()))
+      throw std::logic_error("decided otherwise than rank 0");
+    rows += loop.counts(id);
+    bytes += loop.cache_bytes(id);
+  }
+  const nlohmann::ordered_json result = {{"tokens", tokens},
+                                         {"ranks", ranks.size()},
+                                         {"rows", rows_json(rows)},
+                                         {"cache_bytes_per_rank", bytes},
+                                         {"seconds", seconds.count()}};
+  return together(ranks, [&] {
+    if (ranks.rank() == 0) write_text(options.json, result.dump() + "\n");
+  });
+}
+
 int run(CLI::App& app, const Options& options, const Ranks& ranks, int argc, char** argv) {
   try {
     app.parse(argc, argv);
@@ -128,11 +135,9 @@ int run(CLI::App& app, const Options& options, const Ranks& ranks, int argc, cha
   const int code = together(ranks, [&] { job = prepare(options, ranks); });
   if (code != 0) return code;
   try {
-    const auto result = options.compute.features == FeatureType::Float32
-                            ? answer<float>(*job, options, ranks)
-                            : answer<Eigen::bfloat16>(*job, options, ranks);
-    if (ranks.rank() == 0) write_text(options.json, result.dump() + "\n");
-    return 0;
+    return options.compute.features == FeatureType::Float32
+               ? answer<float>(*job, options, ranks)
+               : answer<Eigen::bfloat16>(*job, options, ranks);
   } catch (const std::exception& error) {  // the others wait for this rank: end them too
     std::fprintf(stderr, "tensor_parallel: rank %d: %s\n", ranks.rank(), error.what());
     MPI_Abort(MPI_COMM_WORLD, 1);

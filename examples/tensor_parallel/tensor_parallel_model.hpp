@@ -86,15 +86,19 @@ class TensorParallelModel {
   [[nodiscard]] Index prediction_shift() const { return config().prediction_shift; }
   [[nodiscard]] dllm_cache::SpecialTokens special_tokens() const { return config().special; }
 
-  /// Hidden rows x `[tokens, d]`; std::invalid_argument names a token outside `[0, vocabulary)`.
+  /// Refuses tokens outside `[0, vocabulary)` with std::invalid_argument naming the first one.
+  void check_tokens(std::span<const std::int32_t> tokens) const {
+    for (const std::int32_t token : tokens)
+      if (token < 0 || token >= vocabulary())
+        dllm_cache::detail::refuse_argument("TensorParallelModel: tokens must be in [0, ",
+                                            vocabulary(), "), got ", token);
+  }
+
+  /// Hidden rows x `[tokens, d]` of tokens that check_tokens() lets through.
   void embed(std::span<const std::int32_t> tokens, MatrixView<float> x) const {
-    for (std::size_t i = 0; i < tokens.size(); ++i) {
-      if (tokens[i] < 0 || tokens[i] >= vocabulary())
-        dllm_cache::detail::refuse_argument("tensor_parallel: tokens must be in [0, ", vocabulary(),
-                                            "), got ", tokens[i]);
+    for (std::size_t i = 0; i < tokens.size(); ++i)
       models::read_floats(m_sliced->model.embedding, tokens[i] * config().width, config().width,
                           x.row(static_cast<Index>(i)));
-    }
   }
 
   [[nodiscard]] Layer layer(Index number) {

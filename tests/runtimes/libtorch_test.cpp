@@ -6,6 +6,8 @@
 #include <catch2/catch.hpp>
 
 #include "support/golden_case.hpp"
+#include "support/random_checkpoint.hpp"
+#include "support/temporary_folder.hpp"
 
 using namespace dllm_cache;
 using golden::Case;
@@ -69,6 +71,22 @@ TEST_CASE("libtorch: golden cases end in the reference's tokens", "[libtorch]") 
       }
     }
   }
+}
+
+TEST_CASE("libtorch: grouped query heads share their keys as in the bundled model", "[libtorch]") {
+  const testing::TemporaryFolder folder;
+  const testing::RandomCheckpoint written(folder / "model", testing::grouped_llada());
+  TorchModel torch_model{models::CheckpointFolder(folder / "model")};
+  models::TransformerRunner bundled(models::load_model(folder / "model"), 1);
+  const auto tokens = [](auto& model) {
+    DenoisingLoop<std::remove_reference_t<decltype(model)>> loop(model);
+    loop.add(std::vector<std::int32_t>{3, 1, 4, 1, 5, 9, 2, 6}, {.response = 16},
+             DllmCachePolicy{.prompt_interval = 8, .response_interval = 4});
+    loop.run();
+    const auto response = loop.sequence(0).response();
+    return std::vector<std::int32_t>(response.begin(), response.end());
+  };
+  CHECK(tokens(torch_model) == tokens(bundled));
 }
 
 TEST_CASE("libtorch: a tensor over a view has its memory, shape and stride", "[libtorch]") {
