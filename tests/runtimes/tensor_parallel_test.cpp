@@ -15,11 +15,7 @@ namespace {
 
 /// The program on `ranks` ranks of this machine, more than it has processors if need be.
 std::string on_ranks(int ranks) {
-  // Ranks that wait give way to those that work, and may run on any processor.
-  return DLLM_MPIRUN
-         " --allow-run-as-root --oversubscribe --mca mpi_yield_when_idle 1 --bind-to none "
-         "--quiet -np " +
-         std::to_string(ranks) + " " DLLM_TENSOR_PARALLEL;
+  return DLLM_MPIRUN " -np " + std::to_string(ranks) + " " DLLM_TENSOR_PARALLEL;
 }
 
 std::string model_option(const std::string& name) {
@@ -69,8 +65,8 @@ TEST_CASE("tensor parallel: grouped queries, biases and tied heads run as in one
   const testing::TemporaryFolder folder;
   const auto request =
       folder.write("request.json",
-                   R"({"prompt_ids": [[3, 1, 4, 1, 5, 9, 2, 6], [2, 7, 1, 8]], "gen_length": 16,
-          "cache": {"prompt_interval_steps": 8, "gen_interval_steps": 4, "transfer_ratio": 0.25}})");
+                   R"({"prompt_ids": [[3, 1, 4, 1, 5, 9, 2, 6], [2, 7, 1, 8]], "gen_length": 16, "cache":
+          {"prompt_interval_steps": 8, "gen_interval_steps": 4, "transfer_ratio": 0.25}})");
   for (const nlohmann::json& config : {biased, tied}) {
     INFO(config);
     const auto model = folder / config.at("model_type").get<std::string>();
