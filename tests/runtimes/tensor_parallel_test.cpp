@@ -63,9 +63,9 @@ TEST_CASE("tensor parallel: grouped queries, biases and tied heads run as in one
   biased["include_bias"] = true;
   tied["tie_word_embeddings"] = true;
   const testing::TemporaryFolder folder;
-  const auto request =
-      folder.write("request.json",
-                   R"({"prompt_ids": [[3, 1, 4, 1, 5, 9, 2, 6], [2, 7, 1, 8]], "gen_length": 16, "cache":
+  const auto request = folder.write(
+      "request.json",
+      R"({"prompt_ids": [[3, 1, 4, 1, 5, 9, 2, 6], [2, 7, 1, 8]], "gen_length": 16, "cache":
           {"prompt_interval_steps": 8, "gen_interval_steps": 4, "transfer_ratio": 0.25}})");
   for (const nlohmann::json& config : {biased, tied}) {
     INFO(config);
