@@ -9,6 +9,9 @@ need /usr/include/catch2/catch.hpp catch2 "unit tests, 2.13"
 need /usr/include/benchmark/benchmark.h libbenchmark-dev "measurements, 1.7 or newer"
 need clang++ clang "second compiler, clang 14 or newer: users' programs are compiled with both"
 need pkg-config pkgconf "finds an installation without CMake"
+need /usr/include/torch/csrc/api/include/torch/torch.h libtorch-dev "example libtorch_llada, 1.13 or newer"
+need mpicxx libopenmpi-dev "example tensor_parallel, MPI 3.0 or newer"
+need mpirun openmpi-bin "the same"
 need_python
 install_needed
 mkdir -p build
