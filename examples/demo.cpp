@@ -26,7 +26,7 @@ struct Options {
   std::string model;
   std::string prompt;
   std::string prompt_file;
-  std::string policy = "dllm-cache";
+  std::string policy = default_policy;
   int threads = models::available_threads();
   double speed = 1.0;
   bool no_live = false;

@@ -64,7 +64,7 @@ void declare(CLI::App& app, Options& options) {
 Answers answer_all(models::TransformerRunner& runner, const std::vector<Question>& questions,
                    const Settings& settings, const Options& options) {
   Progress progress(!options.quiet);
-  const std::string words = "questions, policy " + settings.caching.policy.value_or("dllm-cache");
+  const std::string words = "questions, policy " + *settings.caching.policy;
   const auto count = static_cast<Index>(questions.size());
   progress.show(0, count, words);
   return answer(runner, questions, settings, options.compute.features, options.batch,
@@ -94,8 +94,9 @@ int run(const Options& options) {
     throw BadRequest("--reference does not go with --no-comparison");
   Settings settings = options.settings;
   settings.caching = with_implied_policy(settings.caching);
-  const std::string policy = settings.caching.policy.value_or("dllm-cache");
-  check_policy_options(settings.caching, policy);
+  check_policy_options(settings.caching, settings.caching.policy.value_or(default_policy));
+  settings.caching = expand_goal(settings.caching);
+  const std::string policy = *settings.caching.policy;
   static_cast<void>(make_policy(settings.caching));  // refuse before a large model is opened
 
   if (!Vocabulary::exists(options.model))

@@ -110,7 +110,7 @@ int run(const Options& options) {
                             .caching = with_implied_policy(options.settings.caching)},
                            request.settings);
   check_policy_options(options.settings.caching,
-                       request.settings.caching.policy.value_or("dllm-cache"));
+                       request.settings.caching.policy.value_or(default_policy));
   const Index steps = planned_steps(request);
   static_cast<void>(
       make_policy(request.settings.caching));  // refuse before a large model is opened

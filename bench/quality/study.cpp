@@ -82,7 +82,8 @@ Json correlations(const std::vector<study::ChangeStatistics>& layers) {
 int run(const Options& options) {
   Settings settings = options.settings;
   settings.caching = with_implied_policy(settings.caching);
-  check_policy_options(settings.caching, settings.caching.policy.value_or("dllm-cache"));
+  check_policy_options(settings.caching, settings.caching.policy.value_or(default_policy));
+  settings.caching = expand_goal(settings.caching);
   if (options.compute.features != FeatureType::Float32)
     throw BadRequest("--features must be float32 here");
   const Vocabulary vocabulary(options.model);

@@ -52,9 +52,11 @@ void declare_decoding(CLI::App& app, DecodingSettings& s) {
 }
 
 void declare_caching(CLI::App& app, PolicySettings& s) {
-  auto* policy = app.add_option("--policy", s.policy,
-                                "Cache policy (default dllm-cache); list describes them all")
-                     ->group("Cache");
+  auto* policy =
+      app.add_option(
+             "--policy", s.policy,
+             "Cache policy, or a goal: exact, balanced (default), fastest; list describes them all")
+          ->group("Cache");
   app.add_flag_function(
          "--no-cache", [&s](std::int64_t) { s.policy = "none"; }, "The same as --policy none")
       ->group("Cache")

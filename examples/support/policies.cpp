@@ -10,6 +10,7 @@
 #include "dllm_cache/policies/dual_cache.hpp"
 #include "dllm_cache/policies/free_cache.hpp"
 #include "dllm_cache/policies/prefix_cache.hpp"
+#include "dllm_cache/policies/recommended.hpp"
 #include "dllm_cache/policies/vicinity.hpp"
 #include "support/errors.hpp"
 #include "support/settings.hpp"
@@ -63,6 +64,19 @@ d::AnyPolicy make_plain(const PolicySettings&) {
   return Policy{};
 }
 
+template <auto goal>
+d::AnyPolicy make_goal(const PolicySettings&) {
+  return goal();
+}
+
+void set_options(PolicySettings& settings, const d::DllmCachePolicy& policy) {
+  settings.prompt_interval = policy.prompt_interval;
+  settings.response_interval = policy.response_interval;
+  settings.ratio = policy.ratio;
+  settings.refresh_first_layer = policy.refresh_first_layer;
+  settings.recompute_block = policy.recompute_block;
+}
+
 std::string names() {
   std::string all;
   for (const PolicyEntry& entry : policies()) all += (all.empty() ? "" : ", ") + entry.name;
@@ -73,6 +87,16 @@ std::string names() {
 
 const std::vector<PolicyEntry>& policies() {
   static const std::vector<PolicyEntry> all = {
+      {"exact", "goal: the uncached answers; the same as none", {}, make_goal<d::exact_policy>},
+      {"balanced",
+       "goal: nearly all uncached answers, several times fewer operations; dllm-cache with "
+       "recompute-block (the default)",
+       {},
+       make_goal<d::balanced_policy>},
+      {"fastest",
+       "goal: most uncached answers, fewest operations; the same as dual",
+       {},
+       make_goal<d::fastest_policy>},
       {"none", "everything is recomputed at every step", {}, make_plain<d::NoCache>},
       {"dllm-cache",
        "dLLM-Cache: prompt and response refreshed at intervals; in between the response rows whose "
@@ -108,8 +132,18 @@ const std::vector<PolicyEntry>& policies() {
   return all;
 }
 
+PolicySettings expand_goal(PolicySettings settings) {
+  const std::string name = settings.policy.value_or(default_policy);
+  if (name == "balanced") set_options(settings, d::balanced_policy());
+  settings.policy = name == "balanced"  ? "dllm-cache"
+                    : name == "fastest" ? "dual"
+                    : name == "exact"   ? "none"
+                                        : name;
+  return settings;
+}
+
 d::AnyPolicy make_policy(const PolicySettings& settings) {
-  const std::string name = settings.policy.value_or("dllm-cache");
+  const std::string name = settings.policy.value_or(default_policy);
   for (const PolicyEntry& entry : policies())
     if (entry.name == name) return entry.make(settings);
   throw BadRequest("policy must be one of " + names() + ", got \"" + name + "\"");
@@ -119,7 +153,7 @@ PolicySettings with_defaults(PolicySettings settings) {
   const auto fill = [](auto& option, auto value) {
     if (!option) option = value;
   };
-  fill(settings.policy, "dllm-cache");
+  settings = expand_goal(std::move(settings));
   if (settings.policy == "dllm-cache") {
     const d::DllmCachePolicy policy;
     fill(settings.prompt_interval, policy.prompt_interval);

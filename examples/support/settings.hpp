@@ -78,8 +78,14 @@ struct PolicyEntry {
 /// All policies, in the order in which `--policy list` shows them.
 [[nodiscard]] const std::vector<PolicyEntry>& policies();
 
-/// The cache policy for these settings, dllm-cache where they name none; throws BadRequest for an
-/// unknown name.
+/// The policy where settings name none.
+inline constexpr const char* default_policy = "balanced";
+
+/// The same settings with a goal (exact, balanced, fastest) replaced by the policy and the options
+/// that the library recommends for it; the default where they name nothing.
+[[nodiscard]] PolicySettings expand_goal(PolicySettings settings);
+
+/// The cache policy for these settings, goals expanded; throws BadRequest for an unknown name.
 [[nodiscard]] dllm_cache::AnyPolicy make_policy(const PolicySettings& settings);
 
 /// The same settings with the policy's name and the defaults of its options where they say nothing.

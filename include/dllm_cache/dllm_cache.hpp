@@ -14,6 +14,7 @@
 #include "dllm_cache/policies/dual_cache.hpp"
 #include "dllm_cache/policies/free_cache.hpp"
 #include "dllm_cache/policies/prefix_cache.hpp"
+#include "dllm_cache/policies/recommended.hpp"
 #include "dllm_cache/policies/vicinity.hpp"
 #include "dllm_cache/policy.hpp"
 #include "dllm_cache/scalar.hpp"

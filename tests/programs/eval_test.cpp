@@ -322,7 +322,8 @@ TEST_CASE("dllm-eval: without a comparison nothing is said of one", "[programs]"
   CHECK(result.at("count") == 2);
   for (const char* key : {"agreement", "uncached", "paired"}) CHECK(result.at(key).is_null());
   CHECK(result.at("settings").at("policy") == "dllm-cache");
-  CHECK(result.at("settings").at("policy_options").at("response_interval") == 7);
+  CHECK(result.at("settings").at("policy_options").at("response_interval") == 32);  // balanced
+  CHECK(result.at("settings").at("policy_options").at("recompute_block") == true);
   CHECK(result.at("settings").at("decoding").at("block_length") == 8);
 }
 

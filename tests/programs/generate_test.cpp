@@ -266,3 +266,24 @@ TEST_CASE("dllm-generate: help explains every option and ends with 0", "[program
                              "--prompt-interval", "--seed", "--threads"})
     CHECK(outcome.output.find(option) != std::string::npos);
 }
+
+TEST_CASE("dllm-generate: a goal is the policy that the library recommends for it", "[programs]") {
+  const TemporaryFolder folder;
+  const auto out = (folder.path() / "out.json").string();
+  const auto rows = [&](const std::string& options) {
+    const std::string blocks = changed_request(folder, {{"cache", "remove"}});
+    const Outcome outcome = run(model("llada-tiny") + blocks + options + " --quiet --json " + out);
+    INFO(outcome.output);
+    REQUIRE(outcome.code == 0);
+    return read_json(out).at("rows");
+  };
+  const Json balanced = rows("--policy balanced");
+  CHECK(balanced == rows(""));
+  CHECK(balanced ==
+        rows("--prompt-interval 100 --response-interval 32 --ratio 0.125 --recompute-block true"));
+  CHECK(rows("--policy fastest") == rows("--policy dual"));
+  CHECK(rows("--policy exact") == rows("--no-cache"));
+  check_refusal(
+      run(model("llada-tiny") + request("uncached-blocks") + "--policy balanced --ratio 0.5"), 2,
+      "--ratio does not belong to policy balanced");
+}
