@@ -2,8 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Turns the results of study.py into Markdown tables and pictures.
 
-Reads bench/quality/results/PART/NAME.json; what has not been run is left out. With --readme the
-tables replace what stands between the markers in that file, with --svg the pictures go there.
+Reads bench/quality/results/PART/NAME.json; what has not been run is left out. With --write the
+tables go between the markers in bench/RESULTS.md and README.md, the pictures into
+bench/quality/results.
 """
 import argparse
 import json
@@ -11,7 +12,9 @@ import pathlib
 
 import study
 
-MARKERS = "<!-- bench/quality/report.py begin -->", "<!-- bench/quality/report.py end -->"
+SHOWN_NAMES = {"none": "`exact`: none", "dllm-cache": "dLLM-Cache as published, 100 / 7 / 0.25",
+               "balanced": "`balanced`: dLLM-Cache, 100 / 32 / 0.125, active block recomputed",
+               "dual": "`fastest`: dual cache"}
 COLOURS = {"none": "#555555", "dllm-cache": "#d55e00", "block": "#009e73", "dual": "#0072b2",
            "other": "#cc79a7"}
 
@@ -87,6 +90,26 @@ def answers_table(results, part):
             f"| {against} "
             f"| {uncached(result)['operations'] / result['operations']:.1f}x "
             f"| {saved(result, results):.1f}x |")
+    return lines
+
+
+def short_answers_table(results):
+    """What the README shows: the main settings in few columns."""
+    lines = ["| policy | decoding | questions | exact match, % | points against uncached [95 %] "
+             "| same answer, % | fewer operations than uncached one by one |",
+             "|---|---|---|---|---|---|---|"]
+    for decoding, words in (("one", "one token a step"), (study.FAST, "threshold 0.995")):
+        whole = all(f"main/{setting}-{decoding}" in results for setting in SHOWN_NAMES)
+        part = "main" if whole else "policies"  # rows that stand together are of one size
+        for setting, title in SHOWN_NAMES.items():
+            result = results.get(f"{part}/{setting}-{decoding}")
+            if not result:
+                continue
+            against = points(result) if setting != "none" else ""
+            same = percent(result["agreement"]) if setting != "none" else ""
+            lines.append(f"| {title} | {words} | {result['count']} "
+                         f"| {percent(result['exact_match'])} | {against} | {same} "
+                         f"| {saved(result, results):.1f}x |")
     return lines
 
 
@@ -220,10 +243,10 @@ def draw_ratio(plt, results, path):
     figure.savefig(path, metadata={"Date": None})
 
 
-def fill_readme(path, lines):
-    """Replaces what stands between the markers."""
+def fill(path, name, lines):
+    """Replaces what stands between the markers of that name."""
     text = path.read_text()
-    begin, end = MARKERS
+    begin, end = (f"<!-- bench/quality/report.py {name}{word} -->" for word in ("begin", "end"))
     if begin not in text or end not in text:
         raise SystemExit(f"{path}: the markers {begin} and {end} are missing")
     head, rest = text.split(begin)
@@ -233,8 +256,7 @@ def fill_readme(path, lines):
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--results", type=pathlib.Path, default=study.RESULTS)
-    parser.add_argument("--svg", type=pathlib.Path, help="folder for the pictures")
-    parser.add_argument("--readme", type=pathlib.Path, help="the file whose tables are replaced")
+    parser.add_argument("--write", action="store_true", help="into the files, not to the screen")
     options = parser.parse_args()
     results = read_results(options.results)
     lines = []
@@ -242,18 +264,17 @@ def main():
         rows = table(results)
         if len(rows) > 2:
             lines += ([""] if lines else []) + [f"### {title}", "", *rows]
-    if options.readme:
-        fill_readme(options.readme, lines)
-    else:
+    if not options.write:
         print("\n".join(lines))
-    if options.svg:
-        import matplotlib
-        matplotlib.use("svg")
-        matplotlib.rcParams["svg.hashsalt"] = "dllm-cache"  # same numbers, same picture
-        import matplotlib.pyplot as plt
-        options.svg.mkdir(parents=True, exist_ok=True)
-        draw_frontier(plt, results, options.svg / "frontier.svg")
-        draw_ratio(plt, results, options.svg / "ratio.svg")
+        return
+    fill(study.ROOT / "bench/RESULTS.md", "", lines)
+    fill(study.ROOT / "README.md", "readme ", short_answers_table(results))
+    import matplotlib
+    matplotlib.use("svg")
+    matplotlib.rcParams["svg.hashsalt"] = "dllm-cache"  # same numbers, same picture
+    import matplotlib.pyplot as plt
+    draw_frontier(plt, results, options.results / "frontier.svg")
+    draw_ratio(plt, results, options.results / "ratio.svg")
 
 
 if __name__ == "__main__":
