@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""Copies marked parts of compiled examples into README.md, or checks that they are the same.
+"""Copies marked parts of compiled files into README.md and docs/*.md, or checks that they are the same.
 
 usage: quote_examples.py [--check]
 A marker `<!-- FILE TAG -->` is followed by a code block; the part stands in FILE between two lines `// [TAG]`.
@@ -21,11 +21,14 @@ def quoted(match):
     return f"<!-- {file} {tag} -->\n```cpp\n{textwrap.dedent(parts[1]).rstrip()}\n```"
 
 
-readme = ROOT / "README.md"
-old = readme.read_text(encoding="utf-8")
-new = re.sub(r"<!-- (\S+) (\S+) -->\n```cpp\n.*?```", quoted, old, flags=re.S)
-if "--check" in sys.argv:
-    if new != old:
-        sys.exit("quote_examples.py: README.md differs from its examples: run cmake/quote_examples.py")
-else:
-    readme.write_text(new, encoding="utf-8")
+differing = []
+for page in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
+    old = page.read_text(encoding="utf-8")
+    new = re.sub(r"<!-- (\S+) (\S+) -->\n```cpp\n.*?```", quoted, old, flags=re.S)
+    if new == old:
+        continue
+    differing.append(str(page.relative_to(ROOT)))
+    if "--check" not in sys.argv:
+        page.write_text(new, encoding="utf-8")
+if differing and "--check" in sys.argv:
+    sys.exit(f"quote_examples.py: {', '.join(differing)} differ from the files they quote: run cmake/quote_examples.py")

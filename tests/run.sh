@@ -12,6 +12,7 @@ need pkg-config pkgconf "finds an installation without CMake"
 need /usr/include/torch/csrc/api/include/torch/torch.h libtorch-dev "example libtorch_llada, 1.13 or newer"
 need mpicxx libopenmpi-dev "example tensor_parallel, MPI 3.0 or newer"
 need mpirun openmpi-bin "the same"
+need doxygen doxygen "reference pages, 1.9.4 or newer"
 need_python
 install_needed
 mkdir -p build
