@@ -42,7 +42,7 @@ struct Story {
     shape.response = sizes[random.below(7)];
     if (shape.rows() == 0) shape.response = 1;
     shape.prediction_shift = random.below(std::min<Index>(shape.prompt, 2) + 1);
-    if (random.below(4) == 0) {
+    if (random.below(3) == 0) {
       shape.attention_block = 1 + random.below(shape.rows() + 2);
       shape.attention_phase = random.below(shape.rows() + 1);
     }
@@ -68,11 +68,11 @@ struct Story {
 
   void choose_block(RandomNumbers& random) {
     // In the response as a rule; anywhere where there is none, and sometimes.
-    const bool inside = shape.response > 0 && random.below(10) > 0;
+    const bool inside = shape.response > 0 && random.below(4) > 0;
     const Index from = inside ? shape.prompt : 0;
     const Index begin = from + random.below(shape.rows() - from);
     block = {begin, begin + 1 + random.below(shape.rows() - begin)};
-    block_step = random.below(20) == 0 ? random.below(4) : 0;
+    block_step = random.below(4) == 0 ? random.below(4) : 0;
   }
 
   void look_at_tokens() {
@@ -88,7 +88,7 @@ struct Story {
       unchanged_steps[row] = 0;
     }
     for (float& one : confidence) one = static_cast<float>(random.signed_unit());
-    if (random.below(5) == 0) choose_block(random);
+    if (random.below(3) == 0) choose_block(random);
     look_at_tokens();
   }
 
@@ -135,7 +135,7 @@ class RandomRun {
 
   void run() {
     add();
-    for (Index left = 10 + m_random.below(30); left > 0; --left) {
+    for (Index left = 10 + m_random.below(60); left > 0; --left) {
       if (m_sequences.empty()) add();
       switch (m_random.below(20)) {
         case 0:

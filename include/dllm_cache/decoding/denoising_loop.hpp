@@ -134,6 +134,7 @@ class DenoisingLoop {
     if (!m_pass) forward();
     if (!m_pass) return false;
     predict_rows();
+    m_reports.reserve(m_batch.size());  // nothing may fail once tokens are committed
     m_pass.reset();
     return commit(on_step);
   }
