@@ -29,12 +29,12 @@ need /usr/include/catch2/catch.hpp catch2 "unit tests, 2.13"
 need /usr/include/benchmark/benchmark.h libbenchmark-dev "measurements, 1.7 or newer"
 need clang++ clang "second compiler, clang 14 or newer: users' programs are compiled with both"
 need pkg-config pkgconf "finds an installation without CMake"
+need_python
 if [ "$full" ]; then
   need clang-tidy clang-tidy "lint"
   compgen -G '/usr/lib/llvm-*/lib/clang/*/lib/linux/libclang_rt.fuzzer-*.a' >/dev/null ||
     need /nonexistent libclang-rt-14-dev "libFuzzer"
 fi
-need_python
 install_needed
 mkdir -p build
 install_python_packages examples/requirements.txt
