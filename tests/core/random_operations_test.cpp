@@ -391,10 +391,9 @@ class RandomRun {
       one.plain.step(plans[i], all[i]);
       one.story.step_done();
       expect(flowed[i].rows == Plain::flowing(plans[i]),
-             "other rows flowed in #" + std::to_string(one.number));
+             detail::text("other rows flowed in #", one.number));
       if (const auto row = first_difference(flowed[i], all[i]))
-        throw Disagreement("row " + std::to_string(*row) + " of #" + std::to_string(one.number) +
-                           " differs");
+        throw Disagreement(detail::text("row ", *row, " of #", one.number, " differs"));
       ++m_steps;
     }
   }
@@ -412,10 +411,10 @@ class RandomRun {
   }
 
   static void compare(const Sequence& one) {
-    const std::string name = "#" + std::to_string(one.number);
-    expect(one.cache.stale() == one.plain.stale(), name + " is stale, or is not");
-    expect(one.cache.step() == one.plain.steps(), name + " counts other steps");
-    expect(one.cache.counts() == one.plain.counts(), name + " counts other rows");
+    const auto name = [&](const char* what) { return detail::text('#', one.number, ' ', what); };
+    expect(one.cache.stale() == one.plain.stale(), name("is stale, or is not"));
+    expect(one.cache.step() == one.plain.steps(), name("counts other steps"));
+    expect(one.cache.counts() == one.plain.counts(), name("counts other rows"));
   }
 
   RandomNumbers m_random;

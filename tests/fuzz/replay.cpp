@@ -22,9 +22,7 @@ void replay(const Target& target, const std::filesystem::path& path) {
   target.run({reinterpret_cast<const std::uint8_t*>(bytes.data()), bytes.size()});
 }
 
-}  // namespace
-
-int main(int count, char** arguments) {
+int run(int count, char** arguments) {
   for (const Target& target : targets) {
     if (count == 3 && target.name == arguments[1]) replay(target, arguments[2]);
     if (count != 2) continue;
@@ -37,4 +35,15 @@ int main(int count, char** arguments) {
     for (const auto& file : files) replay(target, file);
   }
   return count == 2 || count == 3 ? 0 : 2;
+}
+
+}  // namespace
+
+int main(int count, char** arguments) {
+  try {
+    return run(count, arguments);
+  } catch (const std::exception& error) {
+    std::fprintf(stderr, "fuzz_replay: not documented: %s\n", error.what());
+    return 1;
+  }
 }
