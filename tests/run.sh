@@ -3,6 +3,26 @@
 # From a fresh clone on Debian 12: installs what is missing, builds everything, runs all tests.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+
+usage() {
+  cat <<'TEXT'
+bash tests/run.sh [--full | --help]
+  (none)  Release build of everything, each public header alone; all tests in the release build and
+          under the address and undefined behaviour sanitizers; the tests with threads under the
+          thread sanitizer. What CI runs.
+  --full  After that, an hour or two more: 10000 random sequences of operations in place of 300; the
+          tests with clang++ and in C++23; clang-tidy; two minutes of each fuzzer (FUZZ_SECONDS).
+TEXT
+}
+full=
+case "${1-}" in
+  "") ;;
+  --full) full=1 ;;
+  --help) usage; exit 0 ;;
+  *) echo "tests/run.sh: unknown option: $1" >&2; usage >&2; exit 2 ;;
+esac
+[ $# -le 1 ] || { echo "tests/run.sh: takes one option, got $#" >&2; exit 2; }
+
 . cmake/setup.sh
 need_build_tools
 need /usr/include/catch2/catch.hpp catch2 "unit tests, 2.13"
@@ -14,6 +34,11 @@ need mpicxx libopenmpi-dev "example tensor_parallel, MPI 3.0 or newer"
 need mpirun openmpi-bin "the same"
 need doxygen doxygen "reference pages, 1.9.4 or newer"
 need_python
+if [ "$full" ]; then
+  need clang-tidy clang-tidy "lint"
+  compgen -G '/usr/lib/llvm-*/lib/clang/*/lib/linux/libclang_rt.fuzzer-*.a' >/dev/null ||
+    need /nonexistent libclang-rt-14-dev "libFuzzer"
+fi
 install_needed
 mkdir -p build
 install_python_packages examples/requirements.txt
@@ -32,3 +57,29 @@ cmake --preset debug -DDLLM_CACHE_BUILD_BENCH=OFF
 cmake --build --preset debug -j "$jobs"
 ctest --preset debug -j "$jobs"
 ctest --preset release -j "$jobs"
+echo "== tsan: the tests with threads under the thread sanitizer"
+cmake --preset tsan
+cmake --build --preset tsan -j "$jobs"
+ctest --preset tsan
+[ "$full" ] || exit 0
+
+echo "== full: 10000 random sequences of operations"
+DLLM_CACHE_RANDOM_RUNS=10000 build/release/tests/core_tests "[random]"
+for preset in clang cxx23; do
+  echo "== full: the tests, preset $preset"
+  cmake --preset $preset
+  cmake --build --preset $preset -j "$jobs"
+  ctest --preset $preset -j "$jobs"
+done
+echo "== full: clang-tidy"
+cmake --preset tidy
+cmake --build --preset tidy -j "$jobs"
+echo "== full: fuzzers"
+cmake --preset fuzz
+cmake --build --preset fuzz -j "$jobs"
+for corpus in tests/fuzz/corpus/*; do
+  target=$(basename "$corpus")
+  mkdir -p "build/fuzz/found/$target"  # new inputs land here, one that fails beside it
+  build/fuzz/tests/fuzz/fuzz_"$target" -max_total_time="${FUZZ_SECONDS:-120}" -timeout=20 -verbosity=0 \
+    -artifact_prefix="build/fuzz/found/$target-" "build/fuzz/found/$target" "$corpus"
+done

@@ -156,17 +156,20 @@ struct TinyModel {
   std::vector<TinyWeights<Scalar>> layers;
   Matrix<Scalar> embeddings;
 
-  explicit TinyModel(Index layer_count, std::uint64_t seed, Index kv_heads = 2) {
+  explicit TinyModel(Index layer_count, std::uint64_t seed, Index kv_heads = 2, Index width = 6) {
     RandomNumbers random(seed);
+    // Wide rows must not drive the exponentials of attention out of range.
+    const double scale = width <= 6 ? 1.0 : std::sqrt(6.0 / static_cast<double>(width));
     for (Index i = 0; i < layer_count; ++i) {
       TinyWeights<Scalar> w;
+      w.width = width;
       w.kv_heads = kv_heads;
       w.heads = 2 * kv_heads;
-      w.value = random.vector<Scalar>(w.width * w.kv_width());
-      w.key = random.vector<Scalar>(w.width * w.kv_width());
-      w.query = random.vector<Scalar>(w.width * w.query_width());
+      w.value = random.vector<Scalar>(w.width * w.kv_width(), scale);
+      w.key = random.vector<Scalar>(w.width * w.kv_width(), scale);
+      w.query = random.vector<Scalar>(w.width * w.query_width(), scale);
       w.output = random.vector<Scalar>(w.query_width() * w.width);
-      w.up = random.vector<Scalar>(w.width * w.hidden);
+      w.up = random.vector<Scalar>(w.width * w.hidden, scale);
       w.down = random.vector<Scalar>(w.hidden * w.width);
       layers.push_back(std::move(w));
     }

@@ -103,7 +103,11 @@ class DenoisingLoop {
   /// Throws std::runtime_error where they are not and for a damaged snapshot, and like add(); then
   /// nothing was added.
   Index restore(SnapshotReader& in, const AnyPolicy& policy) {
-    auto slot = make_slot(SequenceState::restored(in, m_model->special_tokens()), policy);
+    SequenceState state = SequenceState::restored(in, m_model->special_tokens());
+    for (const std::int32_t token : state.tokens())
+      if (token < 0 || token >= m_model->vocabulary())
+        in.refuse("tokens must be in [0, ", m_model->vocabulary(), "), got ", token);
+    auto slot = make_slot(std::move(state), policy);
     slot->restore(in);
     m_slots.push_back(std::move(slot));
     return sequences() - 1;
@@ -134,6 +138,7 @@ class DenoisingLoop {
     if (!m_pass) forward();
     if (!m_pass) return false;
     predict_rows();
+    m_reports.reserve(m_batch.size());  // nothing may fail once tokens are committed
     m_pass.reset();
     return commit(on_step);
   }

@@ -160,6 +160,9 @@ class SequenceState {
     m_progress.first_masked = in.number<Index>("first_masked", 0, m_block_length);
     m_excludes_mask = in.flag("excludes_mask");
     m_finished = in.flag("finished");
+    if (is_counted(m_options.commit) && m_progress.step == m_progress.steps && !m_finished)
+      in.refuse("block step must be below ", m_progress.steps, " before the end, got ",
+                m_progress.step);  // such a block would never end
     for (std::size_t row = 0; row < m_tokens.size(); ++row) {
       const bool may_be_masked =
           static_cast<Index>(row) >= m_prompt && m_tokens[row] == m_special.mask;

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <algorithm>
+
 #include "dllm_cache/policy.hpp"
 
 namespace dllm_cache {
@@ -47,7 +49,7 @@ struct ChangedRowsPolicy {
       const bool masked = context.masked[token] != 0;
       const bool recent = keep_active > 0 && context.unchanged_steps[token] <= keep_active;
       if (masked || recent || context.changed[token] != 0) plan.recompute({row, row + 1});
-      if (masked) plan.recompute({row - context.shape.prediction_shift, row});
+      if (masked) plan.recompute({std::max<Index>(0, row - context.shape.prediction_shift), row});
     }
   }
 };

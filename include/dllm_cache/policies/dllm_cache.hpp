@@ -73,15 +73,15 @@ struct DllmCachePolicy {
  private:
   // The active block; with a shifted head also the row before it, which predicts its first token.
   static Rows block(const StepContext& context) {
-    return {context.active_block().begin - context.shape.prediction_shift,
-            context.active_block().end};
+    const Rows block = context.active_block();
+    return {std::max<Index>(0, block.begin - context.shape.prediction_shift), block.end};
   }
 
   // How many response rows are recomputed anyhow.
   [[nodiscard]] Index block_rows(const StepContext& context) const {
     if (!recompute_block) return 0;
     const Rows rows = block(context);
-    return rows.end - std::max(rows.begin, context.shape.prompt);
+    return std::max<Index>(0, rows.end - std::max(rows.begin, context.shape.prompt));
   }
 
   [[nodiscard]] Index selected(Index rows) const {

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <algorithm>
+
 #include "dllm_cache/policy.hpp"
 
 namespace dllm_cache {
@@ -21,7 +23,8 @@ struct FreeCachePolicy {
     if (context.step == 0)
       plan.recompute(live);
     else
-      plan.recompute({context.block.begin - context.shape.prediction_shift, live.end});
+      plan.recompute(
+          {std::max<Index>(0, context.block.begin - context.shape.prediction_shift), live.end});
   }
 };
 

@@ -1,0 +1,32 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "support/request.hpp"
+
+#include <stdexcept>
+
+#include "fuzz/targets.hpp"
+#include "support/errors.hpp"
+
+void dllm_cache::fuzz::request(Input input) {
+  const std::string text(input.begin(), input.end());
+  programs::Request request;
+  bool parsed = false;
+  allow<programs::BadRequest>("input.json", [&] {
+    request = programs::parse_request(text, "input.json");
+    parsed = true;
+  });
+  if (!parsed) return;
+  must(!request.prompts.empty(), "a request has prompts");
+  for (const bool dream : {false, true})
+    allow<programs::BadRequest, std::invalid_argument>("", [&] {
+      const DecodingOptions options = programs::decoding_options(request.settings.decoding, dream);
+      const programs::PolicySettings& caching = request.settings.caching;
+      const AnyPolicy policy = programs::make_policy(caching);
+      if (caching.policy) programs::check_policy_options(caching, *caching.policy);
+      if (options.response > 1000) return;  // lengths that a test has no memory for
+      const auto& prompt = request.prompts.front();
+      SequenceState state(prompt, options, {.mask = 1, .end_of_text = 2});
+      static_cast<void>(
+          checked_traits(policy, {.prompt = state.prompt_rows(), .response = options.response}));
+      state.commit();
+    });
+}

@@ -1,0 +1,236 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <limits>
+#include <optional>
+#include <stdexcept>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "dllm_cache/policy.hpp"
+#include "dllm_cache/stats.hpp"
+#include "dllm_cache/vverify_selector.hpp"
+#include "support/tiny_model.hpp"
+
+namespace dllm_cache::testing {
+
+/// What FeatureCache, StepPlanner and Workspace do for one sequence, a second time and row by row:
+/// features lie in one vector a layer, row and kind, and a plan is carried out as it is worded.
+/// Shared with the library are the policy, the layers, and the three sums behind a similarity.
+template <class Scalar, class Stored>
+class PlainFeatures {
+ public:
+  PlainFeatures(const TinyModel<Scalar, Stored>& model, const SequenceShape& shape,
+                AnyPolicy policy)
+      : m_model(&model), m_policy(std::move(policy)) {
+    reset(shape);
+  }
+
+  void reset(const SequenceShape& shape) {
+    m_shape = shape;
+    m_positions.assign(shape.positions.begin(), shape.positions.end());
+    if (m_positions.empty())
+      for (Index row = 0; row < shape.rows(); ++row)
+        m_positions.push_back(static_cast<std::int32_t>(row));
+    m_shape.positions = {};
+    m_step = 0;
+    m_counts = {};
+    forget();
+  }
+
+  /// All features are gone: the next step computes every live row.
+  void forget() {
+    m_stale = true;
+    m_layers.assign(static_cast<std::size_t>(m_model->shape().layers),
+                    std::vector<Row>(static_cast<std::size_t>(m_shape.rows())));
+  }
+
+  /// The plan of the next step; none where it must be refused, with the reason in refusal().
+  [[nodiscard]] std::optional<StepPlan> plan(const StepInput& input) {
+    StepContext context;
+    static_cast<StepInput&>(context) = input;
+    context.shape = shape();
+    context.layers = m_model->shape().layers;
+    context.step = m_step;
+    StepPlan plan;
+    plan.clear(m_shape.rows(), context.layers, "plain");
+    m_refusal.clear();
+    const Index live = live_rows(input);
+    try {
+      if (m_stale)
+        plan.recompute({0, live});
+      else
+        m_policy.plan(context, plan);
+    } catch (const std::logic_error& error) {
+      m_refusal = error.what();
+      return std::nullopt;
+    }
+    check(plan, live);
+    if (!m_refusal.empty()) return std::nullopt;
+    return plan;
+  }
+  [[nodiscard]] const std::string& refusal() const { return m_refusal; }
+
+  /// Carries a plan out over all rows x [T, d] in place; rows that rest stay what they were.
+  void step(const StepPlan& plan, Matrix<Scalar>& x) {
+    for (Index number = 0; number < m_model->shape().layers; ++number) run_layer(number, plan, x);
+    m_counts.flow += static_cast<Index>(flowing(plan).size());
+    m_stale = false;
+    if (!m_policy.traits(shape()).keeps_features) {
+      forget();
+      m_stale = false;
+    }
+    ++m_step;
+  }
+
+  /// Rows that flow, ascending.
+  [[nodiscard]] static std::vector<Index> flowing(const StepPlan& plan) {
+    std::vector<Index> rows;
+    for (std::size_t row = 0; row < plan.rows.size(); ++row)
+      if (plan.rows[row] != Treatment::Absent) rows.push_back(static_cast<Index>(row));
+    return rows;
+  }
+
+  [[nodiscard]] SequenceShape shape() const {
+    SequenceShape shape = m_shape;
+    shape.positions = m_positions;
+    return shape;
+  }
+  [[nodiscard]] const AnyPolicy& policy() const { return m_policy; }
+  [[nodiscard]] const RowCounts& counts() const { return m_counts; }
+  [[nodiscard]] Index steps() const { return m_step; }
+  [[nodiscard]] bool stale() const { return m_stale; }
+
+ private:
+  struct Row {
+    std::vector<Stored> key, value, update;  // empty: never computed
+  };
+  using Features = std::vector<Row>;  // of one layer
+
+  [[nodiscard]] Index live_rows(const StepInput& input) const {
+    if (m_shape.attention_block == 0) return m_shape.rows();
+    const Index end = input.block.begin < input.block.end ? input.block.end : m_shape.rows();
+    return seen_keys(m_shape, std::max<Index>(end - 1, 0));
+  }
+
+  [[nodiscard]] bool computed(Index row) const {
+    return !m_layers.front()[static_cast<std::size_t>(row)].key.empty();
+  }
+
+  void check(const StepPlan& plan, Index live) {
+    const PolicyTraits traits = m_policy.traits(shape());
+    Index verified = 0, keys_read = 0;
+    for (const Index row : flowing(plan)) {
+      const Treatment treatment = plan.rows[static_cast<std::size_t>(row)];
+      if (row >= live) m_refusal = "a row flows that does not live yet";
+      if (treatment == Treatment::Verify) ++verified;
+      if (treatment != Treatment::Recompute &&
+          (!computed(row) || !traits.stored_updates.contains(row)))
+        m_refusal = "a row is to be reused that nobody has";
+      keys_read = std::max(keys_read, seen_keys(m_shape, row));
+    }
+    if (plan.verify_count > verified) m_refusal = "more rows are to be selected than verified";
+    for (Index row = 0; row < keys_read; ++row)
+      if (plan.rows[static_cast<std::size_t>(row)] == Treatment::Absent && !computed(row))
+        m_refusal = "a row rests whose key nobody has";
+  }
+
+  void run_layer(Index number, const StepPlan& plan, Matrix<Scalar>& x) {
+    Features& rows = m_layers[static_cast<std::size_t>(number)];
+    const TinyLayer<Scalar, Stored> layer = m_model->layer(number);
+    const ModelShape widths = m_model->shape();
+    const bool cached = plan.cached_layers.begin <= number && number < plan.cached_layers.end;
+    std::vector<std::pair<double, Index>> verified;  // rank and row
+    std::vector<Index> recomputed;
+    for (const Index row : flowing(plan)) {
+      const Treatment wish =
+          cached ? plan.rows[static_cast<std::size_t>(row)] : Treatment::Recompute;
+      if (wish == Treatment::Reuse) continue;
+      Matrix<Scalar> v(1, widths.kv_width);
+      layer.value(dense_view<const Scalar>(x.row(row), 1, x.cols), v.view());
+      ++m_counts.value;
+      std::vector<Stored>& kept = rows[static_cast<std::size_t>(row)].value;
+      if (wish == Treatment::Verify)
+        verified.emplace_back(rank(v, kept), row);
+      else
+        recomputed.push_back(row);
+      kept = rounded(v);
+    }
+    std::stable_sort(verified.begin(), verified.end(),
+                     [](const auto& a, const auto& b) { return a.first < b.first; });
+    if (!verified.empty())
+      for (Index i = 0; i < plan.verify_count; ++i)
+        recomputed.push_back(verified[static_cast<std::size_t>(i)].second);
+
+    std::vector<Matrix<Scalar>> queries;
+    for (const Index row : recomputed) {
+      Matrix<Scalar> q(1, widths.query_width), k(1, widths.kv_width);
+      layer.query_key(dense_view<const Scalar>(x.row(row), 1, x.cols),
+                      std::span(m_positions).subspan(static_cast<std::size_t>(row), 1), q.view(),
+                      k.view());
+      rows[static_cast<std::size_t>(row)].key = rounded(k);
+      queries.push_back(std::move(q));
+    }
+    m_counts.update += static_cast<Index>(recomputed.size());
+
+    const Matrix<Stored> keys = stacked(rows, &Row::key), values = stacked(rows, &Row::value);
+    for (std::size_t i = 0; i < recomputed.size(); ++i) {
+      const Index row = recomputed[i], seen = seen_keys(m_shape, row);
+      Matrix<Scalar> u(1, x.cols);
+      layer.update_row(x.row(row), queries[i].row(0), dense_view(keys.data.data(), seen, keys.cols),
+                       dense_view(values.data.data(), seen, values.cols), u.row(0));
+      tiny::add(x.row(row), u.row(0), x.cols);
+      rows[static_cast<std::size_t>(row)].update = rounded(u);
+    }
+    for (const Index row : flowing(plan)) {
+      if (std::find(recomputed.begin(), recomputed.end(), row) != recomputed.end()) continue;
+      std::vector<Scalar> u;
+      for (const Stored one : rows[static_cast<std::size_t>(row)].update)
+        u.push_back(static_cast<Scalar>(one));
+      tiny::add(x.row(row), u.data(), x.cols);
+    }
+  }
+
+  // NaN, the least similar, comes first.
+  static double rank(const Matrix<Scalar>& fresh, std::vector<Stored> kept) {
+    SimilaritySums sums;
+    VVerifySelector<Scalar, Stored>().accumulate({fresh.row(0), 1, fresh.cols, fresh.cols},
+                                                 dense_view(kept.data(), 1, fresh.cols),
+                                                 std::span(&sums, 1));
+    const double cosine = signed_square_cosine(sums);
+    return std::isnan(cosine) ? -std::numeric_limits<double>::infinity() : cosine;
+  }
+
+  static std::vector<Stored> rounded(const Matrix<Scalar>& row) {
+    std::vector<Stored> to;
+    for (const Scalar one : row.data) to.push_back(static_cast<Stored>(one));
+    return to;
+  }
+
+  // Rows that nobody has are NaN: whoever reads them is found out.
+  Matrix<Stored> stacked(const Features& rows, std::vector<Stored> Row::*feature) const {
+    Matrix<Stored> all(m_shape.rows(), m_model->shape().kv_width);
+    std::fill(all.data.begin(), all.data.end(), std::numeric_limits<Stored>::quiet_NaN());
+    for (Index row = 0; row < all.rows; ++row) {
+      const std::vector<Stored>& one = rows[static_cast<std::size_t>(row)].*feature;
+      std::copy(one.begin(), one.end(), all.row(row));
+    }
+    return all;
+  }
+
+  const TinyModel<Scalar, Stored>* m_model;
+  AnyPolicy m_policy;
+  SequenceShape m_shape;
+  std::vector<std::int32_t> m_positions;
+  std::vector<Features> m_layers;
+  RowCounts m_counts;
+  std::string m_refusal;
+  Index m_step = 0;
+  bool m_stale = true;
+};
+
+}  // namespace dllm_cache::testing
