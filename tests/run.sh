@@ -11,7 +11,7 @@ bash tests/run.sh [--full | --help]
           under the address and undefined behaviour sanitizers; the tests with threads under the
           thread sanitizer. What CI runs.
   --full  After that, an hour or two more: 10000 random sequences of operations in place of 300; the
-          tests with clang++ and in C++23; clang-tidy; two minutes of each fuzzer (FUZZ_SECONDS).
+          tests with clang++ and in C++23; two minutes of each fuzzer (FUZZ_SECONDS); clang-tidy.
 TEXT
 }
 full=
@@ -71,9 +71,6 @@ for preset in clang cxx23; do
   cmake --build --preset $preset -j "$jobs"
   ctest --preset $preset -j "$jobs"
 done
-echo "== full: clang-tidy"
-cmake --preset tidy
-cmake --build --preset tidy -j "$jobs"
 echo "== full: fuzzers"
 cmake --preset fuzz
 cmake --build --preset fuzz -j "$jobs"
@@ -83,3 +80,6 @@ for corpus in tests/fuzz/corpus/*; do
   build/fuzz/tests/fuzz/fuzz_"$target" -max_total_time="${FUZZ_SECONDS:-120}" -timeout=20 -verbosity=0 \
     -artifact_prefix="build/fuzz/found/$target-" "build/fuzz/found/$target" "$corpus"
 done
+echo "== full: clang-tidy"
+cmake --preset tidy
+cmake --build --preset tidy -j "$jobs"

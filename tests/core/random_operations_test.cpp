@@ -374,6 +374,7 @@ class RandomRun {
     const Index fate = m_random.below(10);
     if (fate == 0) return drop(std::move(pass), batch);
     std::vector<Matrix<float>> all;
+    all.reserve(batch.size());
     for (Sequence* one : batch) all.push_back(m_model.embed(one->story.tokens));
     CallLog calls;
     if (fate == 1) calls.throw_at = m_random.below(3 * m_model.shape().layers);
