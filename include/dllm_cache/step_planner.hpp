@@ -111,7 +111,8 @@ class StepPlanner {
   struct Progress {
     Index step = 0;                               ///< Committed steps.
     bool stale = true;                            ///< See stale().
-    std::span<const std::uint8_t> computed = {};  ///< See computed_rows().
+    std::span<const std::uint8_t> computed = {};  ///< One flag a row: its features are stored
+                                                  ///< since the last stale step.
   };
   /// Where the sequence stands; the span is valid until the next step or reset.
   [[nodiscard]] Progress progress() const { return {m_context.step, m_stale, m_computed}; }
@@ -129,9 +130,6 @@ class StepPlanner {
     m_stale = progress.stale;
   }
 
-  /// One flag a row: 1 where its features are stored since the last stale step. Meaningless while
-  /// stale.
-  [[nodiscard]] std::span<const std::uint8_t> computed_rows() const { return m_computed; }
   [[nodiscard]] bool stale() const { return m_stale; }
   [[nodiscard]] bool step_open() const { return m_open; }
   /// Committed steps of this sequence.

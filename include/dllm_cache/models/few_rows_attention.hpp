@@ -74,8 +74,8 @@ void score_keys(const Stored* one, const Stored* other, Index dim, Index ahead,
   lanes::store_lanes<float, float>(sums[0], scores);
 }
 
-/// Adds weights^T v to 4 rows and `16 * Width` columns of `out` `[4, dim]`; values are `count` rows
-/// of `values`, weights `[count, 8]` of which 4 columns are read.
+/// Adds weights^T v to 4 rows and `16 * Width` columns of `out` `[4, dim]`; values `[keys, 16 *
+/// Width]`, weights `[keys, 8]` of which 4 columns are read.
 template <Index Width, StoredScalar Stored>
 void add_values(MatrixView<const Stored> values, const float* weights, MatrixView<float> out) {
   constexpr Index rows = 4;
@@ -314,7 +314,8 @@ class FewRowsAttention {
   float* m_results = nullptr;
 };
 
-/// The same as a function.
+/// out `[m, heads * head_dim]` = softmax(q k^T / sqrt(head_dim)) v for the rows of one segment, few
+/// enough for few_rows_suit(); q like out, keys and values `[T, kv_heads * head_dim]`.
 template <StoredScalar Stored>
 void attend_few(MatrixView<const float> q, const Segment<Stored>& segment, const HeadShape& shape,
                 MatrixView<float> out, ThreadTeam& team) {
