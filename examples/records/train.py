@@ -64,6 +64,9 @@ class Run:
             self.network = Network(config)
             prepare_for_copying(self.network)
         self.averaged = copy.deepcopy(self.network)
+        if settings.get("compile"):
+            for block in self.network.blocks:
+                block.compile(dynamic=True)
         in_blocks, others = [], []
         for name, p in self.network.named_parameters():
             (in_blocks if name.startswith("blocks") and p.ndim == 2 else others).append(p)
@@ -279,6 +282,7 @@ def start_run(options):
     return Run({
         "seed": options.seed,
         "init": options.init,
+        "compile": options.compile,
         "minutes": options.minutes,
         "tokens": options.tokens,
         "rates": rates,
@@ -299,6 +303,8 @@ def main():
     parser.add_argument("--evaluate-every", type=float, default=10,
                         help="minutes between evaluations, 0 for none")
     parser.add_argument("--stop-at-step", type=int, help="write a checkpoint at this step and stop")
+    parser.add_argument("--compile", action="store_true",
+                        help="join element-wise operations (a C++ compiler is needed)")
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
     if not (options.minutes or options.tokens or options.resume):

@@ -13,6 +13,7 @@
 
 #include "dllm_cache/decoding/denoising_model.hpp"
 #include "dllm_cache/decoding/loop_sequence.hpp"
+#include "dllm_cache/decoding/predict_rows.hpp"
 #include "dllm_cache/large_pages.hpp"
 #include "dllm_cache/workspace.hpp"
 
@@ -58,8 +59,8 @@ class DenoisingLoop {
   };
 
   /// Logits are computed and reduced in chunks of so many rows: there is no [rows, vocabulary]
-  /// array, and rows stay in a processor's cache.
-  static constexpr Index chunk_rows = 64;
+  /// array.
+  static constexpr Index chunk_rows = detail::RowPredictor<Cache>::chunk_rows;
 
   /// Every sequence gets a copy of `selector`. The model and the memory resource of the caches must
   /// outlive the loop.
@@ -202,14 +203,7 @@ class DenoisingLoop {
 
  private:
   using Slot = detail::LoopSequence<Cache>;
-
-  // A row whose logits are wanted, by its places in x.
-  struct Wanted {
-    Slot* slot = nullptr;
-    Index row = 0;
-    Index place = 0;
-    Index unconditional_place = -1;  // refreshes the residual when there is one
-  };
+  using Wanted = detail::WantedRow<Cache>;
 
   [[nodiscard]] SequenceShape shape_of(const SequenceState& state) const {
     return {.prompt = state.prompt_rows(),
@@ -313,11 +307,14 @@ class DenoisingLoop {
                                : state.tokens()[static_cast<std::size_t>(row)]);
     }
     if (pass.flow() > 0) m_model->embed(m_tokens, m_x);
-    for (Index layer = 0; layer < m_model->shape().layers; ++layer) {
+    const Index last = m_model->shape().layers - 1;
+    for (Index layer = 0; layer < last; ++layer) {
       pass.layer(m_model->layer(layer), m_x);
-      if (!pass.open()) keep_forward(std::move(pass));
-      if (observer.on_layer) observer.on_layer(m_pass ? *m_pass : pass, layer);
+      if (observer.on_layer) observer.on_layer(pass, layer);
     }
+    pass.layer(m_model->layer(last), m_x);
+    keep_forward(std::move(pass));
+    if (observer.on_layer) observer.on_layer(*m_pass, last);
   }
 
   // The caches have committed: the step goes on from here even if an observer throws.
@@ -343,12 +340,13 @@ class DenoisingLoop {
       const bool refreshes = next < m_batch.size() && m_batch[next].unconditional;
       want_rows(slot(entry.id), i, refreshes);
     }
-    for (std::size_t begin = 0; begin < m_wanted.size(); begin += chunk_rows)
-      predict_chunk(std::span<const Wanted>(m_wanted).subspan(
-          begin, std::min<std::size_t>(chunk_rows, m_wanted.size() - begin)));
+    m_predictor.predict(*m_model, m_x, std::span<const Wanted>(m_wanted),
+                        [&](Index id, Index row, std::span<const float> logits) {
+                          if (observer.on_logits) observer.on_logits(id, row, logits);
+                        });
     // Counted here, so that a step tried again counts once.
     for (const Wanted& wanted : m_wanted)
-      wanted.slot->head_rows += wanted.unconditional_place >= 0 ? 2 : 1;
+      wanted.sequence->head_rows += wanted.unconditional_place >= 0 ? 2 : 1;
   }
 
   // Only rows that can still be committed; all masked rows when the guidance residual is refreshed.
@@ -361,60 +359,11 @@ class DenoisingLoop {
       if (!refreshes && !held.state.is_candidate(row)) continue;
       const std::optional<Index> place = m_pass->find(row - shift, sequence);
       if (!place) continue;  // the policy lets it rest in this step
-      Wanted wanted{.slot = &held, .row = row, .place = *place};
+      Wanted wanted{.sequence = &held, .row = row, .place = *place};
       if (refreshes)
         wanted.unconditional_place = m_pass->find(row - shift, sequence + 1).value_or(-1);
       m_wanted.push_back(wanted);
     }
-  }
-
-  void predict_chunk(std::span<const Wanted> chunk) {
-    m_places.clear();
-    for (const Wanted& wanted : chunk) m_places.push_back(wanted.place);
-    const MatrixView<float> logits = head(m_logits);
-    m_places.clear();
-    for (const Wanted& wanted : chunk)
-      if (wanted.unconditional_place >= 0) m_places.push_back(wanted.unconditional_place);
-    MatrixView<float> unconditional;
-    if (!m_places.empty()) unconditional = head(m_unconditional_logits);
-    Index next_unconditional = 0;
-    for (std::size_t i = 0; i < chunk.size(); ++i) {
-      const Wanted& wanted = chunk[i];
-      Slot& held = *wanted.slot;
-      const std::span<float> row = row_of(logits, static_cast<Index>(i));
-      if (held.guided) {
-        const Index response_row = wanted.row - held.state.prompt_rows();
-        if (wanted.unconditional_place >= 0)
-          held.guided->guidance.refresh(response_row, row,
-                                        row_of(unconditional, next_unconditional++));
-        held.guided->guidance.apply(response_row, row);
-      }
-      if (observer.on_logits) observer.on_logits(held.id, wanted.row, std::span<const float>(row));
-      if (held.state.is_candidate(wanted.row))
-        held.state.predictions().push_back(m_predictor.predict(
-            wanted.row, row, held.state.prediction_rule(), held.state.random_key(wanted.row)));
-    }
-  }
-
-  // Logits of the rows at m_places of x.
-  MatrixView<float> head(detail::Buffer<float>& memory) {
-    const auto rows = static_cast<Index>(m_places.size());
-    const MatrixView<float> logits =
-        dense_view(memory.ensure(chunk_rows * m_model->vocabulary()), rows, m_model->vocabulary());
-    MatrixView<const float> hidden = m_x.middle_rows(m_places.front(), rows);
-    if (m_places.back() - m_places.front() + 1 != rows) {
-      const MatrixView<float> gathered =
-          dense_view(m_gathered.ensure(chunk_rows * m_x.cols), rows, m_x.cols);
-      for (Index i = 0; i < rows; ++i)
-        std::copy_n(m_x.row(m_places[static_cast<std::size_t>(i)]), m_x.cols, gathered.row(i));
-      hidden = gathered;
-    }
-    m_model->logits(hidden, logits);
-    return logits;
-  }
-
-  static std::span<float> row_of(const MatrixView<float>& matrix, Index row) {
-    return {matrix.row(row), static_cast<std::size_t>(matrix.cols)};
   }
 
   template <class OnStep>
@@ -459,14 +408,10 @@ class DenoisingLoop {
   std::vector<StepInput> m_inputs;
   std::vector<std::int32_t> m_tokens;
   std::vector<Wanted> m_wanted;
-  std::vector<Index> m_places;
   std::vector<StepReport> m_reports;
-  Predictor m_predictor;
+  detail::RowPredictor<Cache> m_predictor;
   MatrixView<float> m_x;
   detail::Buffer<float> m_hidden;
-  detail::Buffer<float> m_gathered;
-  detail::Buffer<float> m_logits;
-  detail::Buffer<float> m_unconditional_logits;
 };
 
 }  // namespace dllm_cache
