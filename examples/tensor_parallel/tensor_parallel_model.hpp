@@ -53,7 +53,7 @@ class TensorParallelModel {
       const MatrixView<float> gate = padded(model.m_gate, x.rows, model.config().feed_forward);
       const MatrixView<float> up = padded(model.m_up, x.rows, model.config().feed_forward);
       model.m_products.apply(rows, {{&m_weights->gate, gate, true}, {&m_weights->up, up, true}});
-      models::gate_silu(gate, up, model.m_team);
+      models::gate_silu(gate, up, gate, model.m_team);
       model.m_products.apply(gate, {{&m_weights->down, residual, true}});
       model.m_ranks.sum(residual);
       models::add_rows(residual, u, model.m_team);

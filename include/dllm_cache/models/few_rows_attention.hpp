@@ -126,11 +126,11 @@ inline constexpr Index most_queries = 2 * queries_together;
 }
 
 /// The attention of one segment with few rows; see attend(). Needs few_rows_suit().
-template <StoredScalar Stored>
+template <StoredScalar Stored, class Element = float>
 class FewRowsAttention {
  public:
   FewRowsAttention(MatrixView<const float> q, const Segment<Stored>& segment,
-                   const HeadShape& shape, MatrixView<float> out)
+                   const HeadShape& shape, MatrixView<Element> out)
       : m_q(q),
         m_segment(segment),
         m_shape(shape),
@@ -295,8 +295,9 @@ class FewRowsAttention {
       }
     }
     for_queries(part, [&](Index i, Index row, Index at) {
-      Eigen::Map<Eigen::ArrayXf>(m_out.row(row) + at, dim) =
-          Eigen::Map<const Eigen::ArrayXf>(sums + i * dim, dim) / total[i];
+      Eigen::Map<Eigen::ArrayXf> sum(sums + i * dim, dim);
+      sum /= total[i];
+      round_row(sum.data(), m_out.row(row) + at, dim);
     });
   }
 
@@ -306,7 +307,7 @@ class FewRowsAttention {
   MatrixView<const float> m_q;
   const Segment<Stored>& m_segment;
   const HeadShape& m_shape;
-  MatrixView<float> m_out;
+  MatrixView<Element> m_out;
   Index m_group;
   Index m_count;  // queries of one key head
   Index m_parts;  // of all key heads
@@ -315,11 +316,13 @@ class FewRowsAttention {
 };
 
 /// out `[m, heads * head_dim]` = softmax(q k^T / sqrt(head_dim)) v for the rows of one segment, few
-/// enough for few_rows_suit(); q like out, keys and values `[T, kv_heads * head_dim]`.
-template <StoredScalar Stored>
+/// enough for few_rows_suit(), rounded to Element; q like out, keys and values
+/// `[T, kv_heads * head_dim]`.
+template <StoredScalar Stored, class Element>
 void attend_few(MatrixView<const float> q, const Segment<Stored>& segment, const HeadShape& shape,
-                MatrixView<float> out, ThreadTeam& team) {
-  if (segment.end > segment.begin) FewRowsAttention<Stored>(q, segment, shape, out).run(team);
+                MatrixView<Element> out, ThreadTeam& team) {
+  if (segment.end > segment.begin)
+    FewRowsAttention<Stored, Element>(q, segment, shape, out).run(team);
 }
 
 }  // namespace dllm_cache::models::detail

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <algorithm>
 #include <initializer_list>
 #include <variant>
 #include <vector>
@@ -8,6 +9,7 @@
 #include "dllm_cache/models/backend.hpp"
 #include "dllm_cache/models/eigen_weights.hpp"
 #include "dllm_cache/models/parallel.hpp"
+#include "dllm_cache/models/product_input.hpp"
 #include "dllm_cache/models/read_floats.hpp"
 #include "dllm_cache/models/rounding.hpp"
 #if DLLM_CACHE_HAS_ONEDNN
@@ -34,6 +36,15 @@ class Linear {
 
   [[nodiscard]] Index outputs() const { return m_outputs; }
   [[nodiscard]] Index inputs() const { return m_inputs; }
+  /// Whether rows are multiplied in bf16; see ProductInput.
+  [[nodiscard]] bool multiplies_bf16() const {
+#if DLLM_CACHE_HAS_ONEDNN
+    const auto* packed = std::get_if<PackedWeights>(&m_weights);
+    return packed != nullptr && packed->precision() == Precision::Bfloat16;
+#else
+    return false;
+#endif
+  }
 
  private:
   friend class Products;
@@ -85,57 +96,82 @@ class Products {
   /// Each y = x W^T + b. x `[m, inputs]` is dense with memory for padded_rows(m) rows (what the
   /// rows behind m hold does not matter) and overlaps no y.
   void apply(MatrixView<const float> x, std::initializer_list<Output> outputs) {
-    bool converted = false;
-    for (const Output& output : outputs) {
-      const Linear& linear = *output.linear;
-      if (const auto* weights = std::get_if<EigenWeights>(&linear.m_weights))
-        weights->multiply(x, output.y, *m_team);
-#if DLLM_CACHE_HAS_ONEDNN
-      else
-        multiply_packed(std::get<PackedWeights>(linear.m_weights), x, output, converted);
-#endif
-      if (!linear.m_bias.empty())
-        as_eigen(output.y).rowwise() += Eigen::Map<const Eigen::RowVectorXf>(
-            linear.m_bias.data(), static_cast<Index>(linear.m_bias.size()));
-      m_operations += 2.0 * static_cast<double>(x.rows) * static_cast<double>(linear.inputs()) *
-                      static_cast<double>(linear.outputs());
+    if (std::any_of(outputs.begin(), outputs.end(),
+                    [](const Output& output) { return output.linear->multiplies_bf16(); })) {
+      m_rounded.resize(x.rows, x.cols, padded_rows(x.rows), true);
+      m_team->for_rows(x.rows, static_cast<double>(x.rows * x.cols), [&](Index row) {
+        detail::round_row(x.row(row), m_rounded.rounded().row(row), x.cols);
+      });
     }
-    static_cast<void>(converted);
+    for (const Output& output : outputs) {
+      const bool narrow = output.linear->multiplies_bf16();
+      multiply(x, narrow ? m_rounded.rounded().data : nullptr, output);
+    }
+  }
+
+  /// The same of rows that were made for products. Throws std::invalid_argument where they are
+  /// bf16 and a linear map multiplies float, or the other way round.
+  void apply(ProductInput& x, std::initializer_list<Output> outputs) {
+    for (const Output& output : outputs) {
+      if (x.narrow() != output.linear->multiplies_bf16())
+        dllm_cache::detail::refuse_argument(
+            "Products: narrow must be what the linear map multiplies, ", !x.narrow(), ", got ",
+            x.narrow());
+      multiply(x.floats(), x.narrow() ? x.rounded().data : nullptr, output);
+    }
   }
 
   /// 2 m n k of every product so far.
   [[nodiscard]] double operations() const { return m_operations; }
 
  private:
+  // `rounded`: x in bf16 for linear maps that multiply it.
+  void multiply(MatrixView<const float> x, const Eigen::bfloat16* rounded, const Output& output) {
+    const Linear& linear = *output.linear;
+    if (const auto* weights = std::get_if<EigenWeights>(&linear.m_weights))
+      weights->multiply(x, output.y, *m_team);
+#if DLLM_CACHE_HAS_ONEDNN
+    else
+      multiply_packed(std::get<PackedWeights>(linear.m_weights), x, rounded, output);
+#endif
+    static_cast<void>(rounded);
+    if (!linear.m_bias.empty())
+      as_eigen(output.y).rowwise() += Eigen::Map<const Eigen::RowVectorXf>(
+          linear.m_bias.data(), static_cast<Index>(linear.m_bias.size()));
+    m_operations += 2.0 * static_cast<double>(x.rows) * static_cast<double>(linear.inputs()) *
+                    static_cast<double>(linear.outputs());
+  }
+
 #if DLLM_CACHE_HAS_ONEDNN
   void multiply_packed(const PackedWeights& weights, MatrixView<const float> x,
-                       const Output& output, bool& converted) {
-    const Index rows = OneDnnProducts::bucket(x.rows);
-    const void* input = x.data;
-    if (weights.precision() == Precision::Bfloat16) {
-      Eigen::bfloat16* rounded = m_rounded.ensure(rows * x.cols);
-      if (!converted)
-        m_team->for_rows(x.rows, static_cast<double>(x.rows * x.cols), [&](Index row) {
-          detail::round_row(x.row(row), rounded + row * x.cols, x.cols);
-        });
-      converted = true;
-      input = rounded;
+                       const Eigen::bfloat16* rounded, const Output& output) {
+    const auto input = [&](Index row) {
+      return rounded != nullptr ? static_cast<const void*>(rounded + row * x.cols) : x.row(row);
+    };
+    const bool dense = output.y.stride == output.y.cols;
+    Index done = 0;
+    if (dense && (output.padded || OneDnnProducts::bucket(x.rows) == x.rows))
+      done = x.rows;
+    else if (dense)
+      done = x.rows / OneDnnProducts::largest_step * OneDnnProducts::largest_step;
+    if (done > 0) {
+      const Index rows = OneDnnProducts::bucket(done);
+      m_onednn.multiply(weights, rows, input(0), output.y.data, m_team->threads());
     }
-    const bool direct =
-        output.y.stride == output.y.cols && (output.padded || rows == output.y.rows);
-    float* y = direct ? output.y.data : m_result.ensure(rows * weights.outputs());
-    m_onednn.multiply(weights, rows, input, y, m_team->threads());
-    if (direct) return;
-    m_team->for_rows(x.rows, static_cast<double>(x.rows * weights.outputs()), [&](Index row) {
-      std::copy_n(y + row * weights.outputs(), weights.outputs(), output.y.row(row));
-    });
+    if (done == x.rows) return;
+    // y has no room for the rows that fill up a bucket.
+    const Index rows = OneDnnProducts::bucket(x.rows - done);
+    float* const y = m_result.ensure(rows * weights.outputs());
+    m_onednn.multiply(weights, rows, input(done), y, m_team->threads());
+    for (Index row = done; row < x.rows; ++row)
+      std::copy_n(y + (row - done) * weights.outputs(), weights.outputs(), output.y.row(row));
   }
 
   OneDnnProducts m_onednn;
-  dllm_cache::detail::Buffer<Eigen::bfloat16> m_rounded;  // the input in bf16
-  dllm_cache::detail::Buffer<float> m_result;             // where y has no room for padding
+  dllm_cache::detail::Buffer<float> m_result;  // where y has no room for padding
 #endif
   ThreadTeam* m_team;
+  ProductInput m_rounded;
   double m_operations = 0.0;
 };
 

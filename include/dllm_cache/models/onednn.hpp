@@ -112,8 +112,10 @@ class OneDnnProducts {
     const auto up = [&](Index to) { return (rows + to - 1) / to * to; };
     if (rows <= 16) return rows;
     if (rows <= 128) return up(8);
-    return rows <= 512 ? up(16) : up(64);
+    return rows <= 512 ? up(16) : up(largest_step);
   }
+  /// Multiples of so many rows are buckets.
+  static constexpr Index largest_step = 64;
 
   /// y `[rows, outputs]` = x `[rows, inputs]` W^T for a bucket of rows; x in the precision of the
   /// weights, both dense. Throws std::runtime_error when oneDNN refuses.

@@ -26,10 +26,11 @@ class OneDnnAttention {
  public:
   explicit OneDnnAttention(int threads) : m_workers(static_cast<std::size_t>(threads)) {}
 
-  /// out `[m, heads * head_dim]` = softmax(q k^T / sqrt(head_dim)) v; see attend().
-  template <StoredScalar Stored>
+  /// out `[m, heads * head_dim]` = softmax(q k^T / sqrt(head_dim)) v, rounded to Out (float or
+  /// Eigen::bfloat16); see attend().
+  template <StoredScalar Stored, class Out>
   void attend(MatrixView<const float> q, std::span<const Segment<Stored>> segments,
-              const HeadShape& shape, MatrixView<float> out, ThreadTeam& team) {
+              const HeadShape& shape, MatrixView<Out> out, ThreadTeam& team) {
     for (const Segment<Stored>& segment : segments) {
       // Here too, so that a later step with fewer rows finds it.
       static_cast<void>(detail::FewRowsAttention<Stored>::reserve(segment.keys.rows, shape, team));
@@ -144,9 +145,9 @@ class OneDnnAttention {
     return packed;
   }
 
-  template <class Stored>
+  template <class Stored, class Out>
   static void run(Worker& worker, const Part& part, MatrixView<const float> q,
-                  const Segment<Stored>& segment, const HeadShape& shape, MatrixView<float> out) {
+                  const Segment<Stored>& segment, const HeadShape& shape, MatrixView<Out> out) {
     const Index dim = shape.head_dim;
     const Index group = shape.heads / shape.kv_heads;
     const Index keys = segment.keys.rows, padded = detail::padded_count(keys);

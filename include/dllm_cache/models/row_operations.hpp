@@ -5,11 +5,13 @@
 #include <cmath>
 #include <cstdint>
 #include <span>
+#include <type_traits>
 #include <vector>
 
 #include "dllm_cache/eigen.hpp"
 #include "dllm_cache/matrix_view.hpp"
 #include "dllm_cache/models/parallel.hpp"
+#include "dllm_cache/models/rounding.hpp"
 #include "dllm_cache/models/softmax.hpp"
 #include "dllm_cache/scalar.hpp"
 
@@ -22,14 +24,17 @@ struct RmsNorm {
   std::vector<float> bias;  ///< Empty: none.
   float epsilon = 1e-5F;
 
-  /// y `[m, width]` = x / sqrt(mean(x^2) + epsilon) * weight (+ bias), row by row; y may be x.
-  void apply(MatrixView<const float> x, MatrixView<float> y, ThreadTeam& team) const {
+  /// y `[m, width]` = x / sqrt(mean(x^2) + epsilon) * weight (+ bias), row by row, rounded to
+  /// Element (float or Eigen::bfloat16); y may be x.
+  template <class Element>
+  void apply(MatrixView<const float> x, MatrixView<Element> y, ThreadTeam& team) const {
     team.for_rows(x.rows, static_cast<double>(x.rows * x.cols),
                   [&](Index row) { apply_row(x.row(row), y.row(row), x.cols); });
   }
 
   /// The same of a + b: y `[m, width]` = norm(a + b); `sum` `[m, width]` is scratch.
-  void apply_sum(MatrixView<const float> a, MatrixView<const float> b, MatrixView<float> y,
+  template <class Element>
+  void apply_sum(MatrixView<const float> a, MatrixView<const float> b, MatrixView<Element> y,
                  MatrixView<float> sum, ThreadTeam& team) const {
     team.for_rows(a.rows, static_cast<double>(a.rows * a.cols), [&](Index row) {
       Eigen::Map<Eigen::ArrayXf>(sum.row(row), a.cols) =
@@ -40,12 +45,39 @@ struct RmsNorm {
   }
 
  private:
-  void apply_row(const float* x, float* y, Index width) const {
+  template <class Element>
+  void apply_row(const float* x, Element* y, Index width) const {
     const Eigen::Map<const Eigen::ArrayXf> in(x, width), scale(weight.data(), width);
-    Eigen::Map<Eigen::ArrayXf> out(y, width);
     const float mean_square = in.square().sum() / static_cast<float>(width);
-    out = in * (1.0F / std::sqrt(mean_square + epsilon)) * scale;
-    if (!bias.empty()) out += Eigen::Map<const Eigen::ArrayXf>(bias.data(), width);
+    const float factor = 1.0F / std::sqrt(mean_square + epsilon);
+    if constexpr (std::is_same_v<Element, float>) {
+      Eigen::Map<Eigen::ArrayXf> out(y, width);
+      out = in * factor * scale;
+      if (!bias.empty()) out += Eigen::Map<const Eigen::ArrayXf>(bias.data(), width);
+    } else {
+      round_normed(x, factor, y, width);
+    }
+  }
+
+  void round_normed(const float* x, float factor, Eigen::bfloat16* y, Index width) const {
+    using detail::FloatLanes;
+    const auto load = [](const float* from) {
+      FloatLanes lanes;
+      detail::lanes::load_lanes<float, float>(from, lanes);
+      return lanes;
+    };
+    constexpr Index step = detail::lanes::lane_count;
+    Index i = 0;
+    for (; i + step <= width; i += step) {
+      FloatLanes normed = load(x + i) * factor * load(weight.data() + i);
+      if (!bias.empty()) normed += load(bias.data() + i);
+      detail::round_lanes(normed, y + i);
+    }
+    for (; i < width; ++i) {
+      const auto at = static_cast<std::size_t>(i);
+      const float normed = x[i] * factor * weight[at];
+      y[i] = static_cast<Eigen::bfloat16>(bias.empty() ? normed : normed + bias[at]);
+    }
   }
 };
 
@@ -127,11 +159,15 @@ inline void add_rows(MatrixView<const float> from, MatrixView<float> to, ThreadT
   });
 }
 
-/// gate `[m, n]` = silu(gate) * up, element by element.
-inline void gate_silu(MatrixView<float> gate, MatrixView<const float> up, ThreadTeam& team) {
+/// out `[m, n]` = silu(gate) * up, element by element, rounded to Element (float or
+/// Eigen::bfloat16); out may be gate.
+template <class Element>
+void gate_silu(MatrixView<const float> gate, MatrixView<const float> up, MatrixView<Element> out,
+               ThreadTeam& team) {
   team.for_rows(gate.rows, 4.0 * static_cast<double>(gate.rows * gate.cols), [&](Index row) {
-    float* const g = gate.row(row);
+    const float* const g = gate.row(row);
     const float* const u = up.row(row);
+    Element* const to = out.row(row);
     Index done = 0;
     for (; done + detail::lanes::lane_count <= gate.cols; done += detail::lanes::lane_count) {
       detail::FloatLanes a, b;
@@ -140,9 +176,10 @@ inline void gate_silu(MatrixView<float> gate, MatrixView<const float> up, Thread
       detail::FloatLanes power = -a;
       detail::exponentiate(power);
       a = a / (1.0F + power) * b;
-      detail::lanes::store_lanes<float, float>(a, g + done);
+      detail::round_lanes(a, to + done);
     }
-    for (; done < gate.cols; ++done) g[done] = g[done] / (1.0F + std::exp(-g[done])) * u[done];
+    for (; done < gate.cols; ++done)
+      to[done] = static_cast<Element>(g[done] / (1.0F + std::exp(-g[done])) * u[done]);
   });
 }
 

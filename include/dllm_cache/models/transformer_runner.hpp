@@ -74,9 +74,9 @@ class TransformerRunner {
 
   /// Final norm and head: x `[m, d]` -> logits `[m, vocabulary]`.
   void logits(MatrixView<const float> x, MatrixView<float> logits) {
-    const MatrixView<float> normed = padded(m_normed, x.rows, x.cols);
-    m_model->final_norm.apply(x, normed, m_team);
-    m_products.apply(normed, {{&m_model->head, logits}});
+    resize(m_normed, x.rows, x.cols);
+    m_normed.fill([&](auto normed) { m_model->final_norm.apply(x, normed, m_team); });
+    m_products.apply(m_normed, {{&m_model->head, logits}});
   }
 
   /// Floating-point operations so far: 2 m n k a product, 4 rows keys heads head_dim an attention.
@@ -91,20 +91,26 @@ class TransformerRunner {
 
   template <StoredScalar Stored>
   void attend_rows(MatrixView<const float> q, std::span<const Segment<Stored>> segments,
-                   MatrixView<float> out) {
+                   ProductInput& out) {
+    resize(out, q.rows, q.cols);
 #if DLLM_CACHE_HAS_ONEDNN
     if (m_model->compute.backend == Backend::OneDnn) {
-      if (m_model->compute.precision == Precision::Float32)
-        m_attention.attend(q, segments, config().heads, out, m_team);
+      if (out.narrow())
+        m_bf16_attention.attend(q, segments, config().heads, out.rounded(), m_team);
       else
-        m_bf16_attention.attend(q, segments, config().heads, out, m_team);
+        m_attention.attend(q, segments, config().heads, out.floats(), m_team);
       return;
     }
 #endif
-    attend(q, segments, config().heads, out, m_team);
+    dllm_cache::models::attend(q, segments, config().heads, out.floats(), m_team);
   }
 
-  // A view with the memory behind its last row that products want; see Products.
+  // With the memory behind the last row that products want; see Products.
+  void resize(ProductInput& input, Index rows, Index width) const {
+    const bool narrow = m_model->compute.backend == Backend::OneDnn &&
+                        m_model->compute.precision == Precision::Bfloat16;
+    input.resize(rows, width, Products::padded_rows(rows), narrow);
+  }
   static MatrixView<float> padded(dllm_cache::detail::Buffer<float>& memory, Index rows,
                                   Index cols) {
     return dense_view(memory.ensure(Products::padded_rows(rows) * cols), rows, cols);
@@ -118,28 +124,30 @@ class TransformerRunner {
   OneDnnAttention<float> m_attention{m_team.threads()};
   OneDnnAttention<Eigen::bfloat16> m_bf16_attention{m_team.threads()};
 #endif
-  dllm_cache::detail::Buffer<float> m_normed;    // [m, d] after a norm
-  dllm_cache::detail::Buffer<float> m_attended;  // [m, heads * head_dim]
+  ProductInput m_normed;                         // [m, d] after a norm
+  ProductInput m_attended;                       // [m, heads * head_dim]
+  ProductInput m_gated;                          // [m, feed_forward], the gate before
   dllm_cache::detail::Buffer<float> m_residual;  // [m, d] after attention
-  dllm_cache::detail::Buffer<float> m_gate;      // [m, feed_forward]
   dllm_cache::detail::Buffer<float> m_up;        // [m, feed_forward]
   double m_attention_operations = 0.0;
 };
 
 inline void TransformerLayerHandle::value(MatrixView<const float> x, MatrixView<float> v) {
   TransformerRunner& runner = *m_runner;
-  const MatrixView<float> normed = TransformerRunner::padded(runner.m_normed, x.rows, x.cols);
-  m_weights->attention_norm.apply(x, normed, runner.m_team);
-  runner.m_products.apply(normed, {{&m_weights->value, v}});
+  runner.resize(runner.m_normed, x.rows, x.cols);
+  runner.m_normed.fill(
+      [&](auto normed) { m_weights->attention_norm.apply(x, normed, runner.m_team); });
+  runner.m_products.apply(runner.m_normed, {{&m_weights->value, v}});
 }
 
 inline void TransformerLayerHandle::query_key(MatrixView<const float> x,
                                               std::span<const std::int32_t> positions,
                                               MatrixView<float> q, MatrixView<float> k) {
   TransformerRunner& runner = *m_runner;
-  const MatrixView<float> normed = TransformerRunner::padded(runner.m_normed, x.rows, x.cols);
-  m_weights->attention_norm.apply(x, normed, runner.m_team);
-  runner.m_products.apply(normed, {{&m_weights->query, q}, {&m_weights->key, k}});
+  runner.resize(runner.m_normed, x.rows, x.cols);
+  runner.m_normed.fill(
+      [&](auto normed) { m_weights->attention_norm.apply(x, normed, runner.m_team); });
+  runner.m_products.apply(runner.m_normed, {{&m_weights->query, q}, {&m_weights->key, k}});
   runner.m_rotary.apply(positions, q, runner.m_team);
   runner.m_rotary.apply(positions, k, runner.m_team);
 }
@@ -150,26 +158,26 @@ void TransformerLayerHandle::update(MatrixView<const float> x, MatrixView<const 
                                     MatrixView<float> u) {
   TransformerRunner& runner = *m_runner;
   const TransformerConfig& config = runner.config();
-  const auto padded = [&](dllm_cache::detail::Buffer<float>& memory, Index cols) {
-    return TransformerRunner::padded(memory, x.rows, cols);
-  };
-  const MatrixView<float> attended = padded(runner.m_attended, q.cols);
-  runner.attend_rows(q, segments, attended);
+  runner.attend_rows(q, segments, runner.m_attended);
   for (const Segment<Stored>& segment : segments)
     runner.m_attention_operations += 4.0 * static_cast<double>(segment.end - segment.begin) *
                                      static_cast<double>(segment.keys.rows) *
                                      static_cast<double>(config.query_width());
 
   // u gathers the attention output first and the feed-forward output of x + u after it.
-  runner.m_products.apply(attended, {{&m_weights->output, u}});
-  const MatrixView<float> residual = padded(runner.m_residual, x.cols);
-  const MatrixView<float> normed = padded(runner.m_normed, x.cols);
-  m_weights->feed_forward_norm.apply_sum(x, u, normed, residual, runner.m_team);
-  const MatrixView<float> gate = padded(runner.m_gate, config.feed_forward);
-  const MatrixView<float> up = padded(runner.m_up, config.feed_forward);
-  runner.m_products.apply(normed, {{&m_weights->gate, gate, true}, {&m_weights->up, up, true}});
-  gate_silu(gate, up, runner.m_team);
-  runner.m_products.apply(gate, {{&m_weights->down, residual, true}});
+  runner.m_products.apply(runner.m_attended, {{&m_weights->output, u}});
+  const MatrixView<float> residual = TransformerRunner::padded(runner.m_residual, x.rows, x.cols);
+  runner.resize(runner.m_normed, x.rows, x.cols);
+  runner.m_normed.fill([&](auto normed) {
+    m_weights->feed_forward_norm.apply_sum(x, u, normed, residual, runner.m_team);
+  });
+  runner.resize(runner.m_gated, x.rows, config.feed_forward);
+  const MatrixView<float> gate = runner.m_gated.floats();
+  const MatrixView<float> up = TransformerRunner::padded(runner.m_up, x.rows, config.feed_forward);
+  runner.m_products.apply(runner.m_normed,
+                          {{&m_weights->gate, gate, true}, {&m_weights->up, up, true}});
+  runner.m_gated.fill([&](auto gated) { gate_silu(gate, up, gated, runner.m_team); });
+  runner.m_products.apply(runner.m_gated, {{&m_weights->down, residual, true}});
   add_rows(residual, u, runner.m_team);
 }
 

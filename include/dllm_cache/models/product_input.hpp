@@ -1,0 +1,53 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <Eigen/Core>
+
+#include "dllm_cache/detail/buffer.hpp"
+#include "dllm_cache/matrix_view.hpp"
+
+namespace dllm_cache::models {
+
+/// Rows that products read, in the type that they multiply: whoever computes such rows rounds them
+/// on the way, instead of a pass of its own over all of them.
+class ProductInput {
+ public:
+  /// Room for `rows` rows of `width` numbers, and for rows up to `padded` that products may read;
+  /// all contents are lost. Products multiply bf16 where `narrow`, float otherwise.
+  void resize(Index rows, Index width, Index padded, bool narrow) {
+    m_rows = rows;
+    m_width = width;
+    m_narrow = narrow;
+    m_floats.ensure(padded * width);
+    if (narrow) m_rounded.ensure(padded * width);
+  }
+
+  [[nodiscard]] Index rows() const { return m_rows; }
+  [[nodiscard]] Index width() const { return m_width; }
+  [[nodiscard]] bool narrow() const { return m_narrow; }
+
+  /// `[rows, width]`, dense, with the padding behind: what products read, or where `narrow`,
+  /// scratch for it.
+  [[nodiscard]] MatrixView<float> floats() { return dense_view(m_floats.data(), m_rows, m_width); }
+  /// `[rows, width]`, dense, with the padding behind: what products read where `narrow`.
+  [[nodiscard]] MatrixView<Eigen::bfloat16> rounded() {
+    return dense_view(m_rounded.data(), m_rows, m_width);
+  }
+  /// Calls `work` with floats() or rounded(), whichever products read.
+  template <class Work>
+  void fill(const Work& work) {
+    if (m_narrow)
+      work(rounded());
+    else
+      work(floats());
+  }
+
+ private:
+  dllm_cache::detail::Buffer<float> m_floats;
+  dllm_cache::detail::Buffer<Eigen::bfloat16> m_rounded;
+  Index m_rows = 0;
+  Index m_width = 0;
+  bool m_narrow = false;
+};
+
+}  // namespace dllm_cache::models
