@@ -5,9 +5,10 @@
 #include <string>
 #include <vector>
 
-#include "dllm_cache/models/load_model.hpp"
+#include "dllm_cache/models/transformer_runner.hpp"
 #include "support/command_line.hpp"
 #include "support/generation.hpp"
+#include "support/open_model.hpp"
 #include "support/progress.hpp"
 #include "support/race.hpp"
 #include "support/side_by_side.hpp"
@@ -90,7 +91,7 @@ int run(const Options& options) {
   const std::string prompt =
       options.prompt_file.empty() ? options.prompt : read_text(options.prompt_file);
 
-  const auto model = models::load_model(options.model);
+  const auto model = open_model(options.model);
   const Vocabulary vocabulary(options.model);
   const std::int32_t end = model->config.special.end_of_text;
   const std::vector<std::int32_t> tokens = vocabulary.encode(prompt);

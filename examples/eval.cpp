@@ -4,13 +4,14 @@
 #include <iostream>
 #include <nlohmann/json.hpp>
 
-#include "dllm_cache/models/load_model.hpp"
+#include "dllm_cache/models/transformer_runner.hpp"
 #include "dllm_cache/version.hpp"
 #include "support/answer_file.hpp"
 #include "support/answering.hpp"
 #include "support/command_line.hpp"
 #include "support/evaluation.hpp"
 #include "support/evaluation_table.hpp"
+#include "support/open_model.hpp"
 #include "support/progress.hpp"
 #include "support/text_file.hpp"
 
@@ -105,7 +106,7 @@ int run(const Options& options) {
   const std::vector<Question> questions = read_questions(options.data, vocabulary, options.count);
   std::optional<SavedAnswers> reference;
   if (!options.reference.empty()) reference = read_answers(options.reference);
-  const auto model = models::load_model(options.model, options.compute.model);
+  const auto model = open_model(options.model, options.compute.model);
   const std::int32_t end = model->config.special.end_of_text;
   if (end < 0) throw BadRequest("--model must have an end-of-text token, it has none");
   models::TransformerRunner runner(model, options.compute.threads);

@@ -4,10 +4,11 @@
 #include <iostream>
 #include <nlohmann/json.hpp>
 
-#include "dllm_cache/models/load_model.hpp"
+#include "dllm_cache/models/transformer_runner.hpp"
 #include "dllm_cache/version.hpp"
 #include "support/command_line.hpp"
 #include "support/generation.hpp"
+#include "support/open_model.hpp"
 #include "support/progress.hpp"
 #include "support/settings_json.hpp"
 #include "support/text_file.hpp"
@@ -115,7 +116,7 @@ int run(const Options& options) {
   static_cast<void>(
       make_policy(request.settings.caching));  // refuse before a large model is opened
 
-  const auto model = models::load_model(options.model, options.compute.model);
+  const auto model = open_model(options.model, options.compute.model);
   std::optional<Vocabulary> vocabulary;
   if (Vocabulary::exists(options.model)) vocabulary.emplace(options.model);
   if (options.request.empty()) {

@@ -6,13 +6,14 @@
 #include <map>
 #include <nlohmann/json.hpp>
 
-#include "dllm_cache/models/load_model.hpp"
+#include "dllm_cache/models/transformer_runner.hpp"
 #include "oracle_model.hpp"
 #include "support/answer_file.hpp"
 #include "support/answering.hpp"
 #include "support/command_line.hpp"
 #include "support/evaluation.hpp"
 #include "support/evaluation_table.hpp"
+#include "support/open_model.hpp"
 #include "support/progress.hpp"
 #include "support/text_file.hpp"
 
@@ -88,7 +89,7 @@ int run(const Options& options) {
     throw BadRequest("--features must be float32 here");
   const Vocabulary vocabulary(options.model);
   const std::vector<Question> questions = read_questions(options.data, vocabulary, options.count);
-  const auto model = models::load_model(options.model, options.compute.model);
+  const auto model = open_model(options.model, options.compute.model);
   models::TransformerRunner runner(model, options.compute.threads);
   const AnswerOrigin origin =
       make_origin(options.model, questions, settings, runner.prediction_shift() > 0,

@@ -108,8 +108,8 @@ def command(entry, data, threads):
     _, program, count, decoding, options = entry
     return [str(word) for word in
             (program, "--model", MODEL, "--data", data, "--count", count, "--block-length", 32,
-             "--precision", "bf16", "--threads", threads, "--quiet", *DECODING[decoding],
-             *options)]
+             "--precision", "bf16", "--batch", 4, "--threads", threads, "--quiet",
+             *DECODING[decoding], *options)]
 
 
 def answers_file(entry):
