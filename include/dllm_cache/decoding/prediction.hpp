@@ -107,7 +107,7 @@ class Predictor {
     m_scores.resize(static_cast<Index>(logits.size()));
     for (std::size_t i = 0; i < logits.size(); ++i) {
       const double logit = logits[i];
-      m_scores[static_cast<Index>(i)] = logit > cut ? logit : cut;  // so NaN is cut too
+      m_scores[static_cast<Index>(i)] = std::max(cut, logit);  // in this order NaN is cut too
     }
     if (rule.sampling == Sampling::Categorical && rule.temperature > 0.0)
       m_scores /= rule.temperature;  // a pass of its own: a division takes longer than the rest
