@@ -96,82 +96,84 @@ class Products {
   /// Each y = x W^T + b. x `[m, inputs]` is dense with memory for padded_rows(m) rows (what the
   /// rows behind m hold does not matter) and overlaps no y.
   void apply(MatrixView<const float> x, std::initializer_list<Output> outputs) {
-    if (std::any_of(outputs.begin(), outputs.end(),
-                    [](const Output& output) { return output.linear->multiplies_bf16(); })) {
-      m_rounded.resize(x.rows, x.cols, padded_rows(x.rows), true);
-      m_team->for_rows(x.rows, static_cast<double>(x.rows * x.cols), [&](Index row) {
-        detail::round_row(x.row(row), m_rounded.rounded().row(row), x.cols);
-      });
-    }
+    const Eigen::bfloat16* rounded = nullptr;
     for (const Output& output : outputs) {
       const bool narrow = output.linear->multiplies_bf16();
-      multiply(x, narrow ? m_rounded.rounded().data : nullptr, output);
+      if (narrow && rounded == nullptr) rounded = round(x);
+      multiply(x.rows, narrow ? nullptr : x.data, rounded, output);
     }
   }
 
-  /// The same of rows that were made for products. Throws std::invalid_argument where they are
-  /// bf16 and a linear map multiplies float, or the other way round.
+  /// The same of rows `[m, inputs]` that were made for products. Throws std::invalid_argument where
+  /// they are bf16 and a linear map multiplies float, or the other way round; then no y is written.
   void apply(ProductInput& x, std::initializer_list<Output> outputs) {
-    for (const Output& output : outputs) {
+    for (const Output& output : outputs)
       if (x.narrow() != output.linear->multiplies_bf16())
         dllm_cache::detail::refuse_argument(
             "Products: narrow must be what the linear map multiplies, ", !x.narrow(), ", got ",
             x.narrow());
-      multiply(x.floats(), x.narrow() ? x.rounded().data : nullptr, output);
-    }
+    const float* const floats = x.narrow() ? nullptr : x.floats().data;
+    const Eigen::bfloat16* const rounded = x.narrow() ? x.rounded().data : nullptr;
+    for (const Output& output : outputs) multiply(x.rows(), floats, rounded, output);
   }
 
   /// 2 m n k of every product so far.
   [[nodiscard]] double operations() const { return m_operations; }
 
  private:
-  // `rounded`: x in bf16 for linear maps that multiply it.
-  void multiply(MatrixView<const float> x, const Eigen::bfloat16* rounded, const Output& output) {
+  const Eigen::bfloat16* round(MatrixView<const float> x) {
+    Eigen::bfloat16* const rounded = m_rounded.ensure(padded_rows(x.rows) * x.cols);
+    m_team->for_rows(x.rows, static_cast<double>(x.rows * x.cols), [&](Index row) {
+      detail::round_row(x.row(row), rounded + row * x.cols, x.cols);
+    });
+    return rounded;
+  }
+
+  // x is `floats` where it is there, else `rounded`.
+  void multiply(Index rows, const float* floats, const Eigen::bfloat16* rounded,
+                const Output& output) {
     const Linear& linear = *output.linear;
     if (const auto* weights = std::get_if<EigenWeights>(&linear.m_weights))
-      weights->multiply(x, output.y, *m_team);
+      weights->multiply(dense_view(floats, rows, linear.inputs()), output.y, *m_team);
 #if DLLM_CACHE_HAS_ONEDNN
+    else if (floats != nullptr)
+      multiply_packed(std::get<PackedWeights>(linear.m_weights), rows, floats, output);
     else
-      multiply_packed(std::get<PackedWeights>(linear.m_weights), x, rounded, output);
+      multiply_packed(std::get<PackedWeights>(linear.m_weights), rows, rounded, output);
 #endif
     static_cast<void>(rounded);
     if (!linear.m_bias.empty())
       as_eigen(output.y).rowwise() += Eigen::Map<const Eigen::RowVectorXf>(
           linear.m_bias.data(), static_cast<Index>(linear.m_bias.size()));
-    m_operations += 2.0 * static_cast<double>(x.rows) * static_cast<double>(linear.inputs()) *
+    m_operations += 2.0 * static_cast<double>(rows) * static_cast<double>(linear.inputs()) *
                     static_cast<double>(linear.outputs());
   }
 
 #if DLLM_CACHE_HAS_ONEDNN
-  void multiply_packed(const PackedWeights& weights, MatrixView<const float> x,
-                       const Eigen::bfloat16* rounded, const Output& output) {
-    const auto input = [&](Index row) {
-      return rounded != nullptr ? static_cast<const void*>(rounded + row * x.cols) : x.row(row);
-    };
+  template <class Element>
+  void multiply_packed(const PackedWeights& weights, Index rows, const Element* x,
+                       const Output& output) {
     const bool dense = output.y.stride == output.y.cols;
-    Index done = 0;
-    if (dense && (output.padded || OneDnnProducts::bucket(x.rows) == x.rows))
-      done = x.rows;
-    else if (dense)
-      done = x.rows / OneDnnProducts::largest_step * OneDnnProducts::largest_step;
-    if (done > 0) {
-      const Index rows = OneDnnProducts::bucket(done);
-      m_onednn.multiply(weights, rows, input(0), output.y.data, m_team->threads());
-    }
-    if (done == x.rows) return;
+    Index done = dense ? OneDnnProducts::rows_in_place(rows) : 0;
+    if (dense && output.padded) done = rows;
+    if (done > 0)
+      m_onednn.multiply(weights, OneDnnProducts::bucket(done), x, output.y.data, m_team->threads());
+    if (done == rows) return;
     // y has no room for the rows that fill up a bucket.
-    const Index rows = OneDnnProducts::bucket(x.rows - done);
-    float* const y = m_result.ensure(rows * weights.outputs());
-    m_onednn.multiply(weights, rows, input(done), y, m_team->threads());
-    for (Index row = done; row < x.rows; ++row)
-      std::copy_n(y + (row - done) * weights.outputs(), weights.outputs(), output.y.row(row));
+    const Index rest = rows - done, width = weights.outputs();
+    float* const y = m_result.ensure(OneDnnProducts::bucket(rest) * width);
+    m_onednn.multiply(weights, OneDnnProducts::bucket(rest), x + done * weights.inputs(), y,
+                      m_team->threads());
+    m_team->for_rows(rest, static_cast<double>(rest * width), [&](Index row) {
+      std::copy_n(y + row * width, width, output.y.row(done + row));
+    });
   }
 
   OneDnnProducts m_onednn;
   dllm_cache::detail::Buffer<float> m_result;  // where y has no room for padding
 #endif
   ThreadTeam* m_team;
-  ProductInput m_rounded;
+  dllm_cache::detail::Buffer<Eigen::bfloat16> m_rounded;  // an input in bf16
   double m_operations = 0.0;
 };
 

@@ -112,10 +112,14 @@ class OneDnnProducts {
     const auto up = [&](Index to) { return (rows + to - 1) / to * to; };
     if (rows <= 16) return rows;
     if (rows <= 128) return up(8);
-    return rows <= 512 ? up(16) : up(largest_step);
+    return rows <= 512 ? up(16) : up(large_step);
   }
-  /// Multiples of so many rows are buckets.
-  static constexpr Index largest_step = 64;
+  /// How many of `rows` rows are worth a product of their own where there is no room for the rows
+  /// that fill up a bucket: few rows are faster copied than weights are read once more.
+  [[nodiscard]] static Index rows_in_place(Index rows) {
+    if (bucket(rows) == rows) return rows;
+    return rows > 512 ? rows / large_step * large_step : 0;
+  }
 
   /// y `[rows, outputs]` = x `[rows, inputs]` W^T for a bucket of rows; x in the precision of the
   /// weights, both dense. Throws std::runtime_error when oneDNN refuses.
@@ -162,6 +166,8 @@ class OneDnnProducts {
           .first->second;
     });
   }
+
+  static constexpr Index large_step = 64;  // between buckets of many rows
 
   dnnl::engine m_engine{dnnl::engine::kind::cpu, 0};
   dnnl::stream m_stream{m_engine};
