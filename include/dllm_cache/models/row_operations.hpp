@@ -61,16 +61,17 @@ struct RmsNorm {
 
   void round_normed(const float* x, float factor, Eigen::bfloat16* y, Index width) const {
     using detail::FloatLanes;
-    const auto load = [](const float* from) {
-      FloatLanes lanes;
-      detail::lanes::load_lanes<float, float>(from, lanes);
-      return lanes;
-    };
     constexpr Index step = detail::lanes::lane_count;
     Index i = 0;
     for (; i + step <= width; i += step) {
-      FloatLanes normed = load(x + i) * factor * load(weight.data() + i);
-      if (!bias.empty()) normed += load(bias.data() + i);
+      FloatLanes normed, term;
+      detail::lanes::load_lanes<float, float>(x + i, normed);
+      detail::lanes::load_lanes<float, float>(weight.data() + i, term);
+      normed = normed * factor * term;
+      if (!bias.empty()) {
+        detail::lanes::load_lanes<float, float>(bias.data() + i, term);
+        normed += term;
+      }
       detail::round_lanes(normed, y + i);
     }
     for (; i < width; ++i) {
