@@ -22,7 +22,7 @@ COLOURS = {"none": "#555555", "dllm-cache": "#d55e00", "block": "#009e73", "dual
 def read_results(folder):
     """All results by name, PART/NAME-DECODING, in the order of the study."""
     results = {}
-    for name in study.runs(1, 1):
+    for name in study.runs(1, 1, 1):
         path = folder / f"{name}.json"
         if path.exists():
             results[name] = json.loads(path.read_text())

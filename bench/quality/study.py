@@ -44,7 +44,7 @@ BALANCED = cache(response=32, ratio=0.125, block=True)
 SHOWN = {"none": NONE, "dllm-cache": cache(), "balanced": BALANCED, "dual": ["--policy", "dual"]}
 
 
-def runs(main_count, grid_count):
+def runs(main_count, grid_count, sweep_count):
     """All runs by name: part, program, number of questions, decoding, options."""
     table = {}
 
@@ -75,18 +75,18 @@ def runs(main_count, grid_count):
     add("correlation", "correlation", max(1, grid_count // 20), "one",
         cache() + ["--measure-changes"], STUDY)
     for prompt, response, ratio in itertools.product((25, 100), (3, 7, 15), (0.125, 0.25)):
-        add("grid", f"{prompt}-{response}-{ratio}", grid_count, "one",
+        add("grid", f"{prompt}-{response}-{ratio}", sweep_count, "one",
             cache(prompt, response, ratio))
     for response, ratio in itertools.product((7, 32), (0.03125, 0.125, 0.25)):
         for first in (True, False):
-            add("block", f"{response}-{ratio}-{'first' if first else 'all'}", grid_count, "one",
+            add("block", f"{response}-{ratio}-{'first' if first else 'all'}", sweep_count, "one",
                 cache(100, response, ratio, first, block=True))
     for ratio in (0, 0.0625, 0.125, 0.25, 0.5, 0.75, 1):
         for first in (True, False):
-            add("ratio", f"{ratio}-{'first' if first else 'all'}", grid_count, "one",
+            add("ratio", f"{ratio}-{'first' if first else 'all'}", sweep_count, "one",
                 cache(ratio=ratio, first=first))
     for similar in (0.9, 0.95, 0.98, 0.99, 0.999):
-        add("similar", f"{similar}", grid_count, "one",
+        add("similar", f"{similar}", sweep_count, "one",
             cache(ratio=0.5) + ["--similar", str(similar)], STUDY)
     for decoding, (name, options) in itertools.product(("one", FAST), SHOWN.items()):
         add("timing", name, 20, decoding, options)
@@ -131,8 +131,11 @@ def write(result, path):
 
 
 def answer(name, entry, data):
-    """One run of a part that counts answers."""
+    """One run of a part that counts answers, or of none: for its answers alone."""
     words = command(entry, data, 1)
+    if entry[0] is None:
+        subprocess.run([*words, "--save-answers", answers_file(entry)], check=True)
+        return
     if entry[4] == NONE:
         words += ["--save-answers", str(answers_file(entry))]
     else:
@@ -140,12 +143,32 @@ def answer(name, entry, data):
     write(*execute(name, entry, words))
 
 
-def ensure_answers(entry, data):
-    """The uncached answers that a run is compared with."""
-    if not answers_file(entry).exists():
-        plain = (entry[0], EVAL, entry[2], entry[3], NONE)
-        subprocess.run([*command(plain, data, 1), "--save-answers", answers_file(entry)],
-                       check=True)
+def answers_missing(chosen):
+    """Uncached runs that are not chosen, but whose answers others are compared with."""
+    made = {answers_file(entry) for entry in chosen if entry[4] == NONE}
+    wanted = {answers_file(entry): entry for entry in chosen}
+    return {path.stem: (None, EVAL, entry[2], entry[3], NONE)
+            for path, entry in wanted.items() if path not in made and not path.exists()}
+
+
+def answer_all(missing, data, jobs):
+    """Runs side by side, the first that can start first: a run waits for its uncached answers."""
+    table = {**missing, **answers_missing(missing.values())}
+    waiting = dict(table)
+    being_made = {answers_file(entry) for entry in table.values() if entry[4] == NONE}
+    running = {}
+    with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
+        while waiting or running:
+            ready = [name for name, entry in waiting.items()
+                     if entry[4] == NONE or answers_file(entry) not in being_made]
+            for name in ready[:jobs - len(running)]:
+                running[pool.submit(answer, name, waiting.pop(name), data)] = name
+            done, _ = concurrent.futures.wait(running, return_when="FIRST_COMPLETED")
+            for future in done:
+                future.result()
+                entry = table[running.pop(future)]
+                if entry[4] == NONE:
+                    being_made.discard(answers_file(entry))
 
 
 def measure_time(table, data, repetitions):
@@ -171,9 +194,11 @@ def main():
     parser.add_argument("--list", action="store_true", help="show what is missing and stop")
     parser.add_argument("--main-count", type=int, default=2000, help="questions of the main part")
     parser.add_argument("--grid-count", type=int, default=200, help="questions of other parts")
+    parser.add_argument("--sweep-count", type=int, default=100,
+                        help="questions of the sweeps over parameters (grid, block, ratio, similar)")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs side by side")
     options = parser.parse_args()
-    table = runs(options.main_count, options.grid_count)
+    table = runs(options.main_count, options.grid_count, options.sweep_count)
     parts = sorted({entry[0] for entry in table.values()})
     if options.part not in (None, *parts):
         raise SystemExit(f"--part must be one of {', '.join(parts)}, got {options.part}")
@@ -193,13 +218,7 @@ def main():
     counted = {name: entry for name, entry in missing.items() if entry[0] != "timing"}
     if timed:
         measure_time(timed, data, 5)
-    plain = {name: entry for name, entry in counted.items() if entry[4] == NONE}
-    with concurrent.futures.ThreadPoolExecutor(options.jobs) as pool:
-        list(pool.map(lambda item: answer(*item, data), plain.items()))
-        compared = {name: entry for name, entry in counted.items() if entry[4] != NONE}
-        references = {answers_file(entry): entry for entry in compared.values()}
-        list(pool.map(lambda entry: ensure_answers(entry, data), references.values()))
-        list(pool.map(lambda item: answer(*item, data), compared.items()))
+    answer_all(counted, data, options.jobs)
 
 
 if __name__ == "__main__":
