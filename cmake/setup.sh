@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-# Sourced by examples/demo.sh and tests/run.sh: installs what is missing on Debian 12 or newer.
+# Sourced by examples/demo.sh, tests/run.sh and bench/run.sh: installs what is missing on Debian 12.
 
 # need COMMAND-OR-FILE PACKAGE REASON
 needed_packages=()

@@ -2,7 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 # From a fresh clone on Debian 12: installs what is missing, builds, and answers a question about a
 # small table with the bundled model, cache off and on side by side, live where the output is a
-# terminal. Options go to dllm-demo, for example: bash examples/demo.sh --speed 0.5 --policy dual
+# terminal. Options go to dllm-demo (paths from the repository root), for example:
+# bash examples/demo.sh --speed 0.5 --policy dual
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . cmake/setup.sh

@@ -59,7 +59,7 @@ void declare(CLI::App& app, Options& options) {
                "Run the uncached forward beside every step and report how far the logits and the "
                "tokens of the cached one are from it; not with guidance");
   declare_compute(app, options.compute);
-  app.add_flag("--quiet", options.quiet, "No progress bar and no summary");
+  app.add_flag("--quiet", options.quiet, "No progress bar, answers or summary: --json alone");
 
   declare_gen_length(app, options.settings.decoding);
   declare_decoding(app, options.settings.decoding);

@@ -2,6 +2,7 @@
 // Write a policy of your own and compare it with the published ones on the same model.
 // usage: my_policy MODEL_FOLDER
 #include <cstdio>
+#include <exception>
 #include <vector>
 
 #include "dllm_cache/decoding/denoising_loop.hpp"
@@ -60,7 +61,7 @@ Answer generate(models::TransformerRunner& runner, const AnyPolicy& policy) {
 
 }  // namespace
 
-int main(int argc, char** argv) {
+int main(int argc, char** argv) try {
   if (argc != 2) {
     std::fprintf(stderr, "usage: my_policy MODEL_FOLDER\n");
     return 2;
@@ -86,4 +87,7 @@ int main(int argc, char** argv) {
     std::printf("%-15s %16td %12zu/%zu\n", one.name, answer.rows, equal, plain.tokens.size());
   }
   return 0;
+} catch (const std::exception& error) {
+  std::fprintf(stderr, "my_policy: %s\n", error.what());
+  return 1;
 }

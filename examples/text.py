@@ -164,6 +164,9 @@ def main():
     except UnusableFile as error:
         print(f"text.py: {error}", file=sys.stderr)
         return 1
+    except ModuleNotFoundError as error:
+        print(f"text.py: {error.name} is missing: pip install -r examples/requirements.txt", file=sys.stderr)
+        return 1
     return 0
 
 

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 // A runtime that knows nothing of this library: its own matrices, its own layers written for whole
 // sequences. Three lambdas a layer wrap it; the library's denoising loop then runs it, cached.
+#include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
-#include <functional>
 #include <random>
 #include <vector>
 
@@ -117,7 +117,7 @@ auto wrap(const foreign::Layer& layer) {
       });
 }
 
-struct ForeignModel {  // the four things that the loop asks of a model
+struct ForeignModel {  // the seven functions that the loop asks of a model
   const Model* weights;
   ModelShape shape() const {
     return {static_cast<Index>(weights->layers.size()), Model::width, Model::width,
@@ -145,15 +145,17 @@ struct Run {
   RowCounts rows;
 };
 
+// [loop]
 Run run(const Model& model, const AnyPolicy& policy) {
   ForeignModel wrapped{&model};
   DenoisingLoop<ForeignModel> loop(wrapped);
   const std::vector<std::int32_t> prompt = {3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5, 8, 9, 7, 9, 3};
-  loop.add(prompt, {.response = 24, .block_length = 8}, policy);
-  loop.run();
-  const auto response = loop.sequence(0).response();
-  return {{response.begin(), response.end()}, loop.counts(0)};
+  const Index id = loop.add(prompt, {.response = 24, .block_length = 8}, policy);
+  loop.run();  // or step(), until it returns false
+  const auto response = loop.sequence(id).response();
+  return {{response.begin(), response.end()}, loop.counts(id)};
 }
+// [loop]
 
 }  // namespace
 

@@ -1,9 +1,8 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
 """Writes the core (all headers of dllm_cache::dllm_cache) as one header; needs Eigen 3.4 alone.
-
-usage: single_header.py [OUTPUT]      (build/single/dllm_cache_all.hpp where OUTPUT is not given)
 """
+import argparse
 import re
 import sys
 from pathlib import Path
@@ -64,7 +63,10 @@ def marked(header, body):
 
 
 def main():
-    output = Path(sys.argv[1] if len(sys.argv) > 1 else ROOT / "build/single/dllm_cache_all.hpp")
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("output", nargs="?", type=Path, help="default: %(default)s",
+                        default=ROOT / "build/single/dllm_cache_all.hpp")
+    output = parser.parse_args().output
     seen, system, lines = set(), set(), []
     for header in core_headers():
         expand(header, seen, system, lines)
