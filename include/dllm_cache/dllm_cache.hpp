@@ -4,6 +4,7 @@
 /// The whole core; needs Eigen alone.
 #include "dllm_cache/eigen.hpp"
 #include "dllm_cache/feature_cache.hpp"
+#include "dllm_cache/guidance.hpp"
 #include "dllm_cache/large_pages.hpp"
 #include "dllm_cache/layer.hpp"
 #include "dllm_cache/matrix_view.hpp"

@@ -24,7 +24,7 @@ template <class T>
   return {view.data, view.rows, view.cols, Eigen::OuterStride<>(view.stride)};
 }
 
-/// Views a row-major Eigen matrix or map `[rows, cols]`; the matrix must outlive the view.
+/// Views a row-major Eigen matrix `[rows, cols]` that is not const; it must outlive the view.
 template <class Derived>
 requires(static_cast<bool>(Derived::IsRowMajor))
     [[nodiscard]] auto as_view(Eigen::PlainObjectBase<Derived>& matrix) {

@@ -93,6 +93,7 @@ class FeatureCache {
   /// or when the policy does not name its options, and what the sink throws.
   void save(SnapshotWriter& out) const {
     if (m_planner.step_open()) detail::refuse_call("FeatureCache: save() while a pass is open");
+    static_cast<void>(detail::named_options(m_planner));  // refused before anything is written
     out.begin("features");
     write_header(out);
     for_each_stored_run([&](MatrixView<const Stored> run) {
@@ -105,19 +106,23 @@ class FeatureCache {
   /// Goes on where the saved cache stood. Throws std::runtime_error for a snapshot of another model
   /// shape, sequence shape, policy, options or scalar, which changes nothing, and for a damaged or
   /// short one, after which this cache is stale: its next step is a plain forward. Throws
-  /// std::logic_error while a pass is open, and what the source throws.
+  /// std::logic_error while a pass is open or when the policy does not name its options, and what
+  /// the source throws.
   void restore(SnapshotReader& in) {
     if (m_planner.step_open()) detail::refuse_call("FeatureCache: restore() while a pass is open");
     in.begin("features");
     check_header(in);
-    const auto step = in.number<Index>("step", 0, never - 1);
+    const auto step = in.number<Index>("step", 0, most_counted);
     const bool stale = in.flag("stale");
     const auto computed = in.elements<std::uint8_t>(static_cast<std::size_t>(rows()));
     if (std::any_of(computed.begin(), computed.end(), [](std::uint8_t flag) { return flag > 1; }))
       in.refuse("computed must be 0 or 1 for every row");
+    if (!m_planner.traits().keeps_features &&
+        std::any_of(computed.begin(), computed.end(), [](std::uint8_t flag) { return flag != 0; }))
+      in.refuse("computed must be 0 for a policy that keeps no features");
     RowCounts counts;
     for (Index* count : {&counts.flow, &counts.value, &counts.update, &counts.head})
-      *count = in.number<Index>("counts", 0, never);
+      *count = in.number<Index>("counts", 0, most_counted);
     m_planner.mark_stale();  // until all features are there
     for_each_stored_run({step, stale, computed}, [&](MatrixView<const Stored> run) {
       in.array("features", std::span<Stored>(writable(run).data, element_count(run)));

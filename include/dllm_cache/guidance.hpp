@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <cmath>
 #include <span>
 #include <vector>
 
@@ -20,13 +21,17 @@ class Guidance {
   /// Steps at the start of a generation in which the residual is always refreshed (reference).
   static constexpr Index warm_up_steps = 5;
 
-  /// Holds a residual `[rows, vocabulary]`, zero at first. `scale > 0`, `interval >= 1` steps;
-  /// throws std::invalid_argument otherwise.
+  /// Holds a residual `[rows, vocabulary]`, zero at first. `scale` finite and above 0, `interval >=
+  /// 1` steps, `rows * vocabulary` in [0, 2^60]; throws std::invalid_argument otherwise.
   Guidance(double scale, Index interval, Index rows, Index vocabulary)
       : m_scale(static_cast<float>(scale)), m_interval(interval), m_vocabulary(vocabulary) {
-    if (!(scale > 0.0)) detail::refuse_argument("Guidance: scale must be above 0, got ", scale);
+    if (!(scale > 0.0 && std::isfinite(m_scale)))
+      detail::refuse_argument("Guidance: scale must be finite and above 0, got ", scale);
     if (interval < 1)
       detail::refuse_argument("Guidance: interval must be at least 1, got ", interval);
+    if (rows < 0 || vocabulary < 1 || rows > (Index{1} << 60) / vocabulary)
+      detail::refuse_argument("Guidance: rows * vocabulary must be in [0, 2^60], got ", rows, " * ",
+                              vocabulary);
     m_residual.resize(static_cast<std::size_t>(rows) * static_cast<std::size_t>(vocabulary));
   }
 
@@ -35,7 +40,8 @@ class Guidance {
     return step < warm_up_steps || step % m_interval == 0;
   }
 
-  /// Keeps conditional - unconditional `[vocabulary]` as the residual of row `row` of the response.
+  /// Keeps conditional - unconditional `[vocabulary]` as the residual of row `row` of the response,
+  /// `0 <= row < rows` (sizes and row unchecked).
   void refresh(Index row, std::span<const float> conditional,
                std::span<const float> unconditional) {
     float* residual = row_data(row);
@@ -43,7 +49,8 @@ class Guidance {
       residual[i] = conditional[i] - unconditional[i];
   }
 
-  /// Adds scale * residual to the conditional logits `[vocabulary]` of row `row` of the response.
+  /// Adds scale * residual to the conditional logits `[vocabulary]` of row `row` of the response;
+  /// see refresh().
   void apply(Index row, std::span<float> logits) {
     const float* residual = row_data(row);
     for (std::size_t i = 0; i < logits.size(); ++i) logits[i] += m_scale * residual[i];

@@ -165,4 +165,7 @@ struct StepPlan {
 /// Interval of a refresh that never falls due after the first step.
 inline constexpr Index never = std::numeric_limits<Index>::max();
 
+/// The largest step or count that a sequence can be resumed with: from there no run overflows.
+inline constexpr Index most_counted = never / 2;
+
 }  // namespace dllm_cache

@@ -30,6 +30,7 @@ namespace dllm_cache {
 namespace detail {
 inline constexpr std::string_view snapshot_magic = "dllmsnap";
 inline constexpr std::uint32_t snapshot_version = 1;
+inline constexpr std::uint64_t longest_snapshot_text = 1U << 16;
 
 template <class T>
 concept SnapshotNumber = std::is_arithmetic_v<T> || std::is_enum_v<T>;
@@ -73,8 +74,11 @@ class SnapshotWriter {
   void number(std::string_view, T value) {
     put(std::as_bytes(std::span(&value, 1)));
   }
-  /// A short text.
-  void text(std::string_view, std::string_view value) {
+  /// A text of at most 65,536 bytes; throws std::invalid_argument for a longer one.
+  void text(std::string_view name, std::string_view value) {
+    if (value.size() > detail::longest_snapshot_text)
+      detail::refuse_argument("snapshot: ", name, " must have at most ",
+                              detail::longest_snapshot_text, " bytes, got ", value.size());
     number("", static_cast<std::uint64_t>(value.size()));
     put(std::as_bytes(std::span(value)));
   }
@@ -165,7 +169,7 @@ class SnapshotReader {
   }
   /// A text of at most 65,536 bytes.
   [[nodiscard]] std::string text(std::string_view name) {
-    std::string value(number<std::uint64_t>(name, 0, 1U << 16), '\0');
+    std::string value(number<std::uint64_t>(name, 0, detail::longest_snapshot_text), '\0');
     get(std::as_writable_bytes(std::span(value)));
     return value;
   }

@@ -61,11 +61,11 @@ class StepPlanner {
   ///
   /// Throws std::invalid_argument for an input that is malformed or lacks what the policy needs and
   /// std::logic_error, naming policy and row, for a plan that cannot be carried out, or when a step
-  /// is open; in each case nothing has changed.
+  /// is open; in each case nothing has changed but plan().
   const StepPlan& begin_step(const StepInput& input) {
     if (m_open) detail::refuse_call("StepPlanner: begin_step() while a step is open");
     check_input(input);
-    static_cast<StepInput&>(m_context) = input;
+    const InputDuringCall during(m_context, input);
     m_context.shape = shape();
     m_plan.clear(m_shape.rows(), m_context.layers, m_traits.name);
     if (m_stale)
@@ -73,7 +73,6 @@ class StepPlanner {
     else
       m_policy.plan(m_context, m_plan);
     check_plan();
-    static_cast<StepInput&>(m_context) = StepInput{};  // the caller's spans end with this call
     m_open = true;
     return m_plan;
   }
@@ -117,11 +116,12 @@ class StepPlanner {
   /// Where the sequence stands; the span is valid until the next step or reset.
   [[nodiscard]] Progress progress() const { return {m_context.step, m_stale, m_computed}; }
   /// Goes on from there. Throws std::logic_error while a step is open, std::invalid_argument for a
-  /// negative step or another number of rows; then nothing has changed.
+  /// step outside [0, most_counted] or another number of rows; then nothing has changed.
   void resume(const Progress& progress) {
     if (m_open) detail::refuse_call("StepPlanner: resume() while a step is open");
-    if (progress.step < 0)
-      detail::refuse_argument("StepPlanner: step must be at least 0, got ", progress.step);
+    if (progress.step < 0 || progress.step > most_counted)
+      detail::refuse_argument("StepPlanner: step must be in [0, ", most_counted, "], got ",
+                              progress.step);
     if (progress.computed.size() != m_computed.size())
       detail::refuse_argument("StepPlanner: computed must have one entry a row (",
                               m_computed.size(), "), got ", progress.computed.size());
@@ -137,7 +137,7 @@ class StepPlanner {
   [[nodiscard]] Index layers() const { return m_context.layers; }
   [[nodiscard]] const PolicyTraits& traits() const { return m_traits; }
   [[nodiscard]] const AnyPolicy& policy() const { return m_policy; }
-  /// The plan of the open step, or of the last one.
+  /// The plan of the open step, or of the last one; after a refused begin_step() arbitrary.
   [[nodiscard]] const StepPlan& plan() const { return m_plan; }
   /// Rotary position of every row, one a row.
   [[nodiscard]] std::span<const std::int32_t> positions() const { return m_positions; }
@@ -149,6 +149,15 @@ class StepPlanner {
   }
 
  private:
+  // The caller's spans end with the call, however it ends.
+  struct InputDuringCall {
+    InputDuringCall(StepContext& context, const StepInput& input) : held(context) { held = input; }
+    ~InputDuringCall() { held = StepInput{}; }
+    InputDuringCall(const InputDuringCall&) = delete;
+    InputDuringCall& operator=(const InputDuringCall&) = delete;
+    StepInput& held;
+  };
+
   void check_input(const StepInput& input) const {
     const Index rows = m_shape.rows();
     if (input.block.begin < 0 || input.block.end > rows || input.block.begin > input.block.end)

@@ -190,6 +190,8 @@ class [[nodiscard]] Pass {
   [[nodiscard]] Index verified(Index i = 0) const { return sequence(i).verified.size(); }
   /// Row number of the `j`-th verified row of sequence `i` in the last layer.
   [[nodiscard]] Index verified_row(Index j, Index i = 0) const {
+    if (j < 0 || j >= verified(i))
+      detail::refuse_argument("Pass: verified row must be in [0, ", verified(i), "), got ", j);
     return m_workspace->row_of(
         m_workspace->m_verified[static_cast<std::size_t>(sequence(i).verified.begin + j)]);
   }

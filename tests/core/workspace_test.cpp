@@ -168,6 +168,9 @@ TEST_CASE("Workspace: verified rows keep their own sums across a gap", "[workspa
           std::vector<Index>{4, 5, 7});
   REQUIRE(pass.verified() == 4);
   REQUIRE(pass.verified_row(2) == 6);
+  for (const Index j : {-1, 4})
+    REQUIRE(refused_argument([&] { static_cast<void>(pass.verified_row(j)); }) ==
+            "Pass: verified row must be in [0, 4), got " + std::to_string(j));
   for (std::size_t j = 0; j < 3; ++j) REQUIRE(similarity(pass.sums()[j]) == 1.0);
   REQUIRE(similarity(pass.sums()[3]) < 1.0);
 }

@@ -257,6 +257,60 @@ TEST_CASE("DenoisingLoop: a sequence that still runs is not released",
   CHECK(loop.sequence(1).finished());
 }
 
+TEST_CASE("DenoisingLoop: features that a forward works on are not released, saved or cloned",
+          "[denoising_loop][refusal]") {
+  Model model(seed);
+  Loop loop(model);
+  loop.add(Tokens{1, 2}, {.response = 3}, DualCachePolicy{});
+  loop.add(Tokens{4}, {.response = 3}, DualCachePolicy{});
+  int asked = 0;
+  loop.observer.on_layer = [&](const Loop::PassType&, Index layer) {
+    if (layer > 0 || asked++ > 0) return;
+    loop.stop(0);
+    CHECK_THAT(refused_call([&] { loop.release(0); }),
+               Contains("release() of sequence 0, which still runs"));
+    CHECK_THAT(refused_call([&] { loop.restart(0, Tokens{1}, {.response = 2}); }),
+               Contains("restart() of sequence 0, which still runs"));
+    std::vector<std::byte> bytes;
+    CHECK_THAT(refused_call([&] { loop.save(0, bytes); }),
+               Contains("save() of sequence 0, in the middle of a step"));
+    CHECK(bytes.empty());
+    CHECK_THAT(refused_call([&] { loop.clone(0, 1); }),
+               Contains("clone() of sequence 0, in the middle of a step"));
+  };
+  loop.run();
+  CHECK(asked > 1);
+  loop.release(0);
+  CHECK(loop.sequence(1).finished());
+}
+
+TEST_CASE("DenoisingLoop: a callback may restart the sequence that it is told of, no later one",
+          "[denoising_loop]") {
+  const Model fresh(seed);
+  const Job first{{1, 2}, {.response = 3}, DualCachePolicy{}},
+      second{{7, 8, 9}, {.response = 4}, DualCachePolicy{}};
+  Model model = fresh;
+  Loop loop(model);
+  loop.add(first.prompt, first.options, first.policy);
+  loop.add(first.prompt, first.options, first.policy);
+  std::vector<Index> told;
+  loop.run([&](const StepReport& report) {
+    if (report.id == 0 && report.finished && told.empty()) {
+      CHECK_THAT(refused_call([&] { loop.step(); }), Contains("step() while it tells of a step"));
+      CHECK_THAT(refused_call([&] { loop.restart(1, second.prompt, second.options); }),
+                 Contains("restart() of sequence 1, whose report is still to come"));
+      loop.restart(0, second.prompt, second.options);
+      told.push_back(0);
+    } else if (report.finished) {
+      told.push_back(report.id);
+      CHECK(report.tokens.size() == (report.id == 0 ? 7U : 5U));
+    }
+  });
+  CHECK(told == std::vector<Index>{0, 1, 0});
+  const Tokens tokens(loop.sequence(0).tokens().begin(), loop.sequence(0).tokens().end());
+  CHECK(tokens == run_alone<Model>(fresh, second).tokens.back());
+}
+
 TEST_CASE("DenoisingLoop: with nothing added there is nothing to do", "[denoising_loop]") {
   Model model(seed);
   Loop loop(model);
@@ -814,13 +868,16 @@ TEST_CASE("DenoisingLoop: what cannot be decoded is refused and leaves the loop 
     return refused_argument([&] { loop.add(prompt, options, policy); });
   };
   CHECK(refused({1}, {.response = 0}, NoCache{}) ==
-        "DecodingOptions: response must be at least 1, got 0");
+        "DecodingOptions: response must be in [1, 2^31], got 0");
   CHECK(refused({1}, {.response = 4}, DllmCachePolicy{.ratio = 2.0}) ==
         "DllmCachePolicy: ratio must be in [0, 1], got 2");
   CHECK(refused({}, {.response = 4}, NoCache{}) ==
         "SequenceShape: prediction_shift must be in [0, prompt = 0], got 1");
   CHECK(refused({1}, {.response = 4, .guidance_scale = -1.0}, NoCache{}) ==
-        "DecodingOptions: guidance_scale must be at least 0, got -1");
+        "DecodingOptions: guidance_scale must be finite and at least 0, got -1");
+  for (const std::int32_t token : {-1, 13})
+    CHECK(refused({1, token}, {.response = 4}, NoCache{}) ==
+          "DenoisingLoop: prompt must hold tokens in [0, 13), got " + std::to_string(token));
   for (const Index id : {-1, 1}) {
     const std::string message =
         "DenoisingLoop: sequence must be in [0, 1), got " + std::to_string(id);
@@ -838,9 +895,15 @@ TEST_CASE("DenoisingLoop: what cannot be decoded is refused and leaves the loop 
 
 TEST_CASE("Guidance: bad numbers are refused by name, range and value", "[guidance][refusal]") {
   CHECK(refused_argument([] { Guidance(0.0, 1, 2, 3); }) ==
-        "Guidance: scale must be above 0, got 0");
+        "Guidance: scale must be finite and above 0, got 0");
   CHECK(refused_argument([] { Guidance(std::nan(""), 1, 2, 3); }) ==
-        "Guidance: scale must be above 0, got nan");
+        "Guidance: scale must be finite and above 0, got nan");
+  CHECK(refused_argument([] { Guidance(1e300, 1, 2, 3); }) ==
+        "Guidance: scale must be finite and above 0, got 1e+300");
+  CHECK(refused_argument([] { Guidance(1.0, 1, -1, 3); }) ==
+        "Guidance: rows * vocabulary must be in [0, 2^60], got -1 * 3");
+  CHECK(refused_argument([] { Guidance(1.0, 1, Index{1} << 32, Index{1} << 32); }) ==
+        "Guidance: rows * vocabulary must be in [0, 2^60], got 4294967296 * 4294967296");
   CHECK(refused_argument([] { Guidance(1.0, 0, 2, 3); }) ==
         "Guidance: interval must be at least 1, got 0");
 }

@@ -141,7 +141,7 @@ TEST_CASE("Policies: each names itself and what it needs to be told", "[policies
       {DualCachePolicy{}, "dual", true, false, false, false},
       {FreeCachePolicy{}, "freecache", true, false, false, false},
       {VicinityPolicy{}, "vicinity", true, false, false, false},
-      {DkvDecodePolicy{}, "dkv", false, true, true, false},
+      {DkvDecodePolicy{}, "dkv", true, true, true, false},
       {ChangedRowsPolicy{}, "changed-rows", false, true, true, false},
       {ChangedRowsPolicy{.keep_active = 1}, "changed-rows", false, true, true, true},
       {DllmCachePolicy{}, "dllm-cache", false, false, false, false},
@@ -157,6 +157,10 @@ TEST_CASE("Policies: each names itself and what it needs to be told", "[policies
     CHECK(traits.needs_changed == one.changed);
     CHECK(traits.needs_unchanged_steps == one.unchanged_steps);
     CHECK_FALSE(traits.needs_confidence);
+    // With a shifted head dKV counts steps of the sequence, not of the block.
+    const bool shifted_block = one.block && traits.name != "dkv";
+    CHECK(traits_of(one.policy, {.prompt = 5, .response = 4, .prediction_shift = 1}).needs_block ==
+          shifted_block);
     CHECK(traits.keeps_features == (traits.name != "none"));
     if (traits.name != "dllm-cache") CHECK(traits.stored_updates.empty());
   }
@@ -222,8 +226,11 @@ TEST_CASE("Policies: a step without what the policy needs is refused by name",
                                   AnyPolicy(FreeCachePolicy{}), AnyPolicy(VicinityPolicy{})})
     CHECK(message(policy, {}) == "StepInput: block must be given, policy " +
                                      std::string(policy.traits(shape).name) + " needs it");
-  CHECK(message(DkvDecodePolicy{}, {}) == "StepInput: masked must be given, policy dkv needs it");
-  CHECK(message(DkvDecodePolicy{}, {.masked = flags}) ==
+  const Rows block{2, 5};
+  CHECK(message(DkvDecodePolicy{}, {}) == "StepInput: block must be given, policy dkv needs it");
+  CHECK(message(DkvDecodePolicy{}, {.block = block}) ==
+        "StepInput: masked must be given, policy dkv needs it");
+  CHECK(message(DkvDecodePolicy{}, {.block = block, .masked = flags}) ==
         "StepInput: changed must be given, policy dkv needs it");
   CHECK(message(ChangedRowsPolicy{}, {.masked = flags}) ==
         "StepInput: changed must be given, policy changed-rows needs it");

@@ -19,6 +19,7 @@ using Tokens = std::vector<std::int32_t>;
 
 constexpr SpecialTokens special{.mask = 99, .end_of_text = 7};
 constexpr double not_a_number = std::numeric_limits<double>::quiet_NaN();
+constexpr double infinity = std::numeric_limits<double>::infinity();
 
 SequenceState state_of(const DecodingOptions& options, const Tokens& prompt = {1, 2, 3}) {
   return {prompt, options, special};
@@ -258,6 +259,38 @@ TEST_CASE("SequenceState: one token found among masks keeps the mask allowed", "
   CHECK(state.prediction_rule().excluded_token == no_token);
 }
 
+TEST_CASE("SequenceState: a confidence that is no number comes last, in the order of rows",
+          "[sequence_state]") {
+  for (const double order_temperature : {0.0, 0.5}) {
+    SequenceState state = state_of(
+        {.response = 40, .order_temperature = order_temperature, .seed = 3});  // sorts by parts
+    step(state, 5, [](Index row) { return row % 3 == 0 ? 0.1 : not_a_number; });
+    const auto& ordered = state.predictions();
+    REQUIRE(ordered.size() == 40);
+    for (std::size_t i = 0; i < ordered.size(); ++i)
+      CHECK(std::isnan(ordered[i].confidence) == (i >= 14));  // rows 3, 6, ..., 42
+    CHECK(std::is_sorted(ordered.begin() + 14, ordered.end(),
+                         [](const auto& a, const auto& b) { return a.row < b.row; }));
+  }
+}
+
+TEST_CASE("SequenceState: predictions of rows that may not be committed are refused",
+          "[sequence_state][refusal]") {
+  SequenceState state = state_of({.response = 4, .block_length = 2});
+  const Tokens before = tokens_of(state);
+  for (const Index row : {-1, 2, 5, 7}) {  // before the rows, prompt, next block, behind the rows
+    state.predictions() = {{.row = 3, .token = 5, .confidence = 0.5},
+                           {.row = row, .token = 5, .confidence = 0.9}};
+    CHECK(refused_call([&] { state.commit(); }) ==
+          "SequenceState: predictions must be of rows that may be committed, got row " +
+              std::to_string(row));
+  }
+  CHECK(tokens_of(state) == before);
+  CHECK(state.step() == 0);
+  while (!state.finished()) step(state);
+  CHECK(refused_call([&] { state.commit(); }) == "SequenceState: commit() after the end");
+}
+
 TEST_CASE("SequenceState: end of text ends nothing unless asked", "[sequence_state]") {
   SequenceState state = state_of({.response = 4, .block_length = 2});
   while (!state.finished()) step(state, special.end_of_text);
@@ -348,8 +381,9 @@ TEST_CASE("SequenceState: a bad option is refused by field, range and value",
   const auto refused = [&](const DecodingOptions& options, const std::string& rest) {
     CHECK(refusal_of(options) == who + rest);
   };
-  refused({.response = 0}, "response must be at least 1, got 0");
-  refused({.response = -4}, "response must be at least 1, got -4");
+  refused({.response = 0}, "response must be in [1, 2^31], got 0");
+  refused({.response = -4}, "response must be in [1, 2^31], got -4");
+  refused({.response = never}, "response must be in [1, 2^31], got 9223372036854775807");
   refused({.response = 6, .block_length = 4}, "block_length must divide response = 6, got 4");
   refused({.response = 6, .block_length = -2}, "block_length must divide response = 6, got -2");
   refused({.response = 6, .block_length = 12}, "block_length must divide response = 6, got 12");
@@ -357,8 +391,9 @@ TEST_CASE("SequenceState: a bad option is refused by field, range and value",
           "steps must be a positive multiple of the number of blocks = 3, got 4");
   refused({.response = 6, .steps = -1},
           "steps must be a positive multiple of the number of blocks = 1, got -1");
-  refused({.temperature = -0.5}, "temperature must be at least 0, got -0.5");
-  refused({.temperature = not_a_number}, "temperature must be at least 0, got nan");
+  refused({.temperature = -0.5}, "temperature must be finite and at least 0, got -0.5");
+  refused({.temperature = infinity}, "temperature must be finite and at least 0, got inf");
+  refused({.temperature = not_a_number}, "temperature must be finite and at least 0, got nan");
   refused({.sampling = Sampling::Categorical, .top_p = 0.0}, "top_p must be in (0, 1], got 0");
   refused({.sampling = Sampling::Categorical, .top_p = 1.5}, "top_p must be in (0, 1], got 1.5");
   refused({.sampling = Sampling::Categorical, .top_p = not_a_number},
@@ -367,12 +402,17 @@ TEST_CASE("SequenceState: a bad option is refused by field, range and value",
   refused({.top_p = 0.5}, "top_p and top_k need Sampling::Categorical");
   refused({.top_k = 2}, "top_p and top_k need Sampling::Categorical");
   refused({.commit = BernoulliCommit{}}, "commit BernoulliCommit needs Confidence::Random");
-  refused({.order_temperature = -1.0}, "order_temperature must be at least 0, got -1");
-  refused({.order_temperature = not_a_number}, "order_temperature must be at least 0, got nan");
+  refused({.order_temperature = -1.0}, "order_temperature must be finite and at least 0, got -1");
+  refused({.order_temperature = infinity},
+          "order_temperature must be finite and at least 0, got inf");
+  refused({.order_temperature = not_a_number},
+          "order_temperature must be finite and at least 0, got nan");
   refused({.commit = ThresholdCommit{}, .order_temperature = 0.5},
           "order_temperature needs a counted commit rule");
-  refused({.guidance_scale = -2.0}, "guidance_scale must be at least 0, got -2");
-  refused({.guidance_scale = not_a_number}, "guidance_scale must be at least 0, got nan");
+  refused({.guidance_scale = -2.0}, "guidance_scale must be finite and at least 0, got -2");
+  refused({.guidance_scale = 1e300}, "guidance_scale must be finite and at least 0, got 1e+300");
+  refused({.guidance_scale = not_a_number},
+          "guidance_scale must be finite and at least 0, got nan");
   refused({.guidance_interval = 0}, "guidance_interval must be at least 1, got 0");
   CHECK(refusal_of({.commit = FixedCommit{0}}) == "FixedCommit: rows must be at least 1, got 0");
 }

@@ -213,6 +213,26 @@ TEST_CASE("Snapshot: what does not fit is refused by field, wanted and found val
   CHECK_THAT(refused_restore(same, newer, guided_job.policy), Contains("version must be 1, got 9"));
 }
 
+TEST_CASE("Snapshot: a text that no reader would take is not written", "[snapshot][refusal]") {
+  Bytes bytes;
+  SnapshotWriter out(bytes);
+  out.text("name", std::string(65536, 'x'));
+  CHECK(refused_argument([&] { out.text("name", std::string(65537, 'x')); }) ==
+        "snapshot: name must have at most 65536 bytes, got 65537");
+}
+
+TEST_CASE("Snapshot: features of a policy that keeps none are refused", "[snapshot][refusal]") {
+  // What NoCache writes, but for a flag that says that a row is stored.
+  Model model(seed);
+  FeatureCache<float> cache(model.shape(), {.prompt = 1, .response = 2}, NoCache{});
+  Bytes bytes;
+  cache.save(bytes);
+  const std::size_t tail = 4 * sizeof(Index) + sizeof(std::uint64_t);  // counts and checksum
+  bytes[bytes.size() - tail - 1] = std::byte{1};
+  CHECK_THAT(exact_refusal<std::runtime_error>([&] { cache.restore(bytes); }),
+             Contains("computed must be 0 for a policy that keeps no features"));
+}
+
 TEST_CASE("Snapshot: a policy that has members and names no options is refused",
           "[snapshot][refusal]") {
   Model model(seed);
@@ -220,6 +240,9 @@ TEST_CASE("Snapshot: a policy that has members and names no options is refused",
   const Loop& loop = *held;
   CHECK_THAT(exact_refusal<std::logic_error>([&] { saved(loop); }),
              Contains("has members and no `std::string options() const`"));
+  Bytes bytes;
+  CHECK_THROWS_AS(loop.cache(0).save(bytes), std::logic_error);
+  CHECK(bytes.empty());
 }
 
 TEST_CASE("Snapshot: a sequence in the middle of a step, or released, is refused",
@@ -365,5 +388,8 @@ TEST_CASE("StepPlanner: progress moves to another planner of the same sequence",
              Contains("computed must have one entry a row (6), got 5"));
   CHECK_THAT(exact_refusal<std::invalid_argument>(
                  [&] { other.resume({.step = -1, .computed = one.progress().computed}); }),
-             Contains("step must be at least 0, got -1"));
+             Contains("step must be in [0, 4611686018427387903], got -1"));
+  CHECK_THAT(exact_refusal<std::invalid_argument>(
+                 [&] { other.resume({.step = never, .computed = one.progress().computed}); }),
+             Contains("step must be in [0, 4611686018427387903], got 9223372036854775807"));
 }

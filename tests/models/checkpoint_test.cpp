@@ -203,6 +203,23 @@ TEST_CASE("CheckpointFolder: without an index the message about an absent tensor
   REQUIRE_THAT(message, Contains("model.safetensors\"") && Contains("tensor \"x\""));
 }
 
+TEST_CASE("CheckpointFolder: weights of no floating-point type are refused with file and tensor",
+          "[checkpoint][refusal]") {
+  const TemporaryFolder folder;
+  folder.write("config.json", "{}");
+  const std::vector<std::int32_t> integers(2);
+  SafetensorsWriter writer;
+  writer.add("w", TensorType::I32, {2, 1}, std::as_bytes(std::span(integers)));
+  writer.write(folder / "model.safetensors");
+  const CheckpointFolder checkpoint(folder.path());
+  CHECK(checkpoint.tensor("w", {2, 1}).type == TensorType::I32);
+  const std::string message = refusal<std::runtime_error>([&] {
+    return checkpoint.weight("w", {2, 1}).name;
+  });
+  CHECK_THAT(message, Contains("model.safetensors\"") && Contains("tensor \"w\"") &&
+                          Contains("expected type F32, F16 or BF16, got I32"));
+}
+
 // ---- folders that are refused
 
 TEST_CASE("CheckpointFolder: a missing folder is refused", "[checkpoint][refusal]") {

@@ -9,6 +9,8 @@
 using namespace dllm_cache;
 using golden::Case;
 using Runner = models::TransformerRunner;
+static_assert(!std::is_move_constructible_v<Runner>, "its products and handles point at it");
+static_assert(!std::is_copy_constructible_v<Runner>);
 using Loop = DenoisingLoop<Runner>;
 
 namespace {

@@ -31,12 +31,19 @@ struct StepReport {
   bool finished = false;                         ///< Nothing more will happen to this sequence.
 };
 
+/// A function that may be told of steps: `void(const StepReport&)`, or bool, false to cancel.
+template <class F>
+concept TakesReports = std::is_invocable_v<F&, const StepReport&> &&
+    (std::is_void_v<std::invoke_result_t<F&, const StepReport&>> ||
+     std::is_convertible_v<std::invoke_result_t<F&, const StepReport&>, bool>);
+
 /// Denoises any number of sequences together, each with its own options and cache policy.
 ///
 /// Sequences may join at any time and leave when they are finished; a sequence's result does not
 /// depend on its neighbours beyond the rounding of the model's products. With guidance a sequence
-/// has a second cache, for the prompt replaced by masks. An exception from the model leaves
-/// everything as it was: the next step() tries again. Not synchronised; starts no threads.
+/// has a second cache, for the prompt replaced by masks. An exception from the model commits no
+/// token: the next step() tries again; where a layer threw, all caches of the step are stale, so
+/// that it is a plain forward. Not synchronised; starts no threads.
 template <class Model, StoredScalar Stored = float, class Selector = VVerifySelector<float, Stored>>
 requires DenoisingModel<Model, Stored> && RowSelector<Selector, float, Stored>
 class DenoisingLoop {
@@ -70,9 +77,11 @@ class DenoisingLoop {
 
   Observer observer;  ///< Set it before the step that it is to see.
 
-  /// Adds a sequence and returns its number. Throws std::invalid_argument for bad options.
+  /// Adds a sequence and returns its number. Throws std::invalid_argument for bad options and for
+  /// tokens outside [0, vocabulary).
   Index add(std::span<const std::int32_t> prompt, const DecodingOptions& options,
             const AnyPolicy& policy) {
+    check_prompt(prompt);
     m_slots.push_back(make_slot(SequenceState(prompt, options, m_model->special_tokens()), policy));
     return sequences() - 1;
   }
@@ -117,10 +126,16 @@ class DenoisingLoop {
 
   /// Begins a new sequence in place of one that takes no further steps, under the same number and
   /// policy; its memory is used again where it suffices. Throws std::logic_error where release()
-  /// does and when the features were released, and like add(); then nothing has changed.
+  /// does, when the features were released and while a report of the sequence is still to come (in
+  /// the callback of step()), and like add(); then nothing has changed.
   void restart(Index id, std::span<const std::int32_t> prompt, const DecodingOptions& options) {
     Slot& done = slot(id);
     refuse_busy(done, "restart");
+    for (std::size_t i = m_told; i < m_reports.size(); ++i)
+      if (m_reports[i].id == id)
+        detail::refuse_call("DenoisingLoop: restart() of sequence ", id,
+                            ", whose report is still to come");
+    check_prompt(prompt);
     if (!done.cache) detail::refuse_call("DenoisingLoop: restart() of sequence ", id, ", released");
     const AnyPolicy policy = done.cache->planner().policy();
     SequenceState state(prompt, options, m_model->special_tokens());
@@ -133,9 +148,11 @@ class DenoisingLoop {
   }
 
   /// Takes one step of every sequence that is not finished and tells `on_step` of each (it may
-  /// return false to cancel). Returns false when nothing is left to do or it was cancelled.
-  template <class OnStep>
+  /// return false to cancel). Returns false when nothing is left to do or it was cancelled. Throws
+  /// std::logic_error when called by `on_step`, and what model, observer and `on_step` throw.
+  template <TakesReports OnStep>
   bool step(OnStep&& on_step) {
+    if (!m_reports.empty()) detail::refuse_call("DenoisingLoop: step() while it tells of a step");
     if (!m_pass) forward();
     if (!m_pass) return false;
     predict_rows();
@@ -149,7 +166,7 @@ class DenoisingLoop {
   }
 
   /// Steps until every sequence is finished; returns false when `on_step` cancelled.
-  template <class OnStep>
+  template <TakesReports OnStep>
   bool run(OnStep&& on_step) {
     while (step(on_step)) {
     }
@@ -211,6 +228,13 @@ class DenoisingLoop {
             .prediction_shift = m_model->prediction_shift()};
   }
 
+  void check_prompt(std::span<const std::int32_t> tokens) const {
+    for (const std::int32_t token : tokens)
+      if (token < 0 || token >= m_model->vocabulary())
+        detail::refuse_argument("DenoisingLoop: prompt must hold tokens in [0, ",
+                                m_model->vocabulary(), "), got ", token);
+  }
+
   Cache make_cache(const SequenceState& state, const AnyPolicy& policy) {
     return Cache(m_model->shape(), shape_of(state), policy, m_resource, m_selector);
   }
@@ -233,6 +257,8 @@ class DenoisingLoop {
 
   // Part of a forward whose predictions are not committed yet.
   [[nodiscard]] bool in_step(Index id) const {
+    const auto& cache = slot(id).cache;
+    if (cache && cache->planner().step_open()) return true;  // in the middle of its layers
     return m_pass && std::any_of(m_batch.begin(), m_batch.end(),
                                  [&](const BatchEntry& entry) { return entry.id == id; });
   }
@@ -387,8 +413,14 @@ class DenoisingLoop {
       }
       m_reports.push_back(report);
     }
+    // What a throwing callback leaves is not told later: the tokens are committed.
+    struct Forget {
+      DenoisingLoop& loop;
+      ~Forget() { loop.m_reports.clear(); }
+    } const forget{*this};
     bool goes_on = true;
-    for (const StepReport& report : m_reports) {
+    for (m_told = 0; m_told < m_reports.size();) {
+      const StepReport& report = m_reports[m_told++];
       if constexpr (std::is_void_v<std::invoke_result_t<OnStep&, const StepReport&>>)
         on_step(report);
       else
@@ -408,7 +440,8 @@ class DenoisingLoop {
   std::vector<StepInput> m_inputs;
   std::vector<std::int32_t> m_tokens;
   std::vector<Wanted> m_wanted;
-  std::vector<StepReport> m_reports;
+  std::vector<StepReport> m_reports;  // of the step that is being told of
+  std::size_t m_told = 0;             // so many of them were or are being told
   detail::RowPredictor<Cache> m_predictor;
   MatrixView<float> m_x;
   detail::Buffer<float> m_hidden;

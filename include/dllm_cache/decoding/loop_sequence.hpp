@@ -68,7 +68,7 @@ struct UnconditionalRun {
     const auto rows = static_cast<Index>(changes.changed.size());
     block.begin = in.number<Index>("block begin", 0, rows);
     block.end = in.number<Index>("block end", block.begin, rows);
-    block_step = in.number<Index>("block step", 0, never - 1);
+    block_step = in.number<Index>("block step", 0, most_counted);
     in.array("residual", guidance.residual());
     in.finish();
     cache.restore(in);
@@ -133,7 +133,7 @@ struct LoopSequence {
   void restore(SnapshotReader& in) {
     in.begin("run");
     changes.restore(in);
-    head_rows = in.number<Index>("head_rows", 0, never);
+    head_rows = in.number<Index>("head_rows", 0, most_counted);
     stopped = in.flag("stopped");
     in.finish();
     cache->restore(in);

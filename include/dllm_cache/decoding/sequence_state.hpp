@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <limits>
 #include <span>
@@ -112,10 +113,9 @@ class SequenceState {
     const DecodingOptions options = detail::read_options(in);
     in.expect("mask", special.mask);
     in.expect("end_of_text", special.end_of_text);
-    constexpr Index most = Index{1} << 31;
-    const auto prompt = in.number<Index>("prompt", 0, most);
-    if (options.response < 1 || options.response > most)
-      in.refuse("response must be in [1, ", most, "], got ", options.response);
+    const auto prompt = in.number<Index>("prompt", 0, most_rows);
+    if (options.response < 1 || options.response > most_rows)
+      in.refuse("response must be in [1, ", most_rows, "], got ", options.response);
     const auto rows = static_cast<std::size_t>(prompt + options.response);
     std::vector<std::int32_t> tokens = in.elements<std::int32_t>(rows);
     std::vector<std::uint8_t> masked = in.elements<std::uint8_t>(rows);
@@ -130,8 +130,15 @@ class SequenceState {
   }
 
   /// Ends the step: commits the best predictions and moves on. Returns how many were committed;
-  /// they are the first of predictions(), which stays as it is until the caller clears it.
+  /// they are the first of predictions(), which stays as it is until the caller clears it. Throws
+  /// std::logic_error after the end and for predictions of rows that are no candidates; then
+  /// nothing was committed.
   Index commit() {
+    if (m_finished) detail::refuse_call("SequenceState: commit() after the end");
+    for (const Prediction& one : m_predictions)
+      if (one.row < m_prompt || !is_candidate(one.row))
+        detail::refuse_call("SequenceState: predictions must be of rows that may be committed, ",
+                            "got row ", one.row);
     order_predictions();
     m_progress.masked = candidates();
     const Index count = count_commits(m_predictions, m_options.commit, m_progress);
@@ -152,9 +159,11 @@ class SequenceState {
   }
 
  private:
+  static constexpr Index most_rows = Index{1} << 31;
+
   void read_progress(SnapshotReader& in) {
     m_block = in.number<Index>("block", 0, blocks() - 1);
-    m_step = in.number<Index>("step", 0, std::numeric_limits<Index>::max() - 1);
+    m_step = in.number<Index>("step", 0, most_counted);
     const Index last = is_counted(m_options.commit) ? m_progress.steps : m_step;
     m_progress.step = in.number<Index>("block step", 0, last);
     m_progress.first_masked = in.number<Index>("first_masked", 0, m_block_length);
@@ -177,6 +186,8 @@ class SequenceState {
   void order_predictions() {
     const double temperature = m_options.order_temperature;
     const auto key = [&](const Prediction& one) {
+      // Logits of infinities may make it NaN, which no order takes.
+      if (std::isnan(one.confidence)) return -std::numeric_limits<double>::infinity();
       if (temperature <= 0.0) return one.confidence;
       return one.confidence / temperature +
              RowRandom(random_key(one.row), RandomUse::Order).gumbel(0);
@@ -201,7 +212,8 @@ class SequenceState {
     };
     if (m_special.mask < 0)
       detail::refuse_argument("SpecialTokens: mask must be a token, got ", m_special.mask);
-    if (o.response < 1) refuse("response must be at least 1, got ", o.response);
+    if (o.response < 1 || o.response > most_rows)
+      refuse("response must be in [1, 2^31], got ", o.response);
     if (o.block_length < 0 || o.block_length > o.response ||
         (o.block_length > 0 && o.response % o.block_length != 0))
       refuse("block_length must divide response = ", o.response, ", got ", o.block_length);
@@ -212,7 +224,11 @@ class SequenceState {
       refuse("steps must be a positive multiple of the number of blocks = ", blocks(), ", got ",
              o.steps);
     m_progress.steps = steps / blocks();
-    if (!(o.temperature >= 0.0)) refuse("temperature must be at least 0, got ", o.temperature);
+    const auto is_scale = [](double value) {
+      return value >= 0.0 && std::isfinite(static_cast<float>(value));
+    };
+    if (!is_scale(o.temperature))
+      refuse("temperature must be finite and at least 0, got ", o.temperature);
     if (!(o.top_p > 0.0 && o.top_p <= 1.0)) refuse("top_p must be in (0, 1], got ", o.top_p);
     if (o.top_k < 0) refuse("top_k must be at least 0, got ", o.top_k);
     if (o.sampling != Sampling::Categorical && (o.top_p < 1.0 || o.top_k > 0))
@@ -220,12 +236,12 @@ class SequenceState {
     check_rule(o.commit);
     if (std::holds_alternative<BernoulliCommit>(o.commit) && o.confidence != Confidence::Random)
       refuse("commit BernoulliCommit needs Confidence::Random");
-    if (!(o.order_temperature >= 0.0))
-      refuse("order_temperature must be at least 0, got ", o.order_temperature);
+    if (!is_scale(o.order_temperature))
+      refuse("order_temperature must be finite and at least 0, got ", o.order_temperature);
     if (o.order_temperature > 0.0 && !is_counted(o.commit))
       refuse("order_temperature needs a counted commit rule");
-    if (!(o.guidance_scale >= 0.0))
-      refuse("guidance_scale must be at least 0, got ", o.guidance_scale);
+    if (!is_scale(o.guidance_scale))
+      refuse("guidance_scale must be finite and at least 0, got ", o.guidance_scale);
     if (o.guidance_interval < 1)
       refuse("guidance_interval must be at least 1, got ", o.guidance_interval);
     if (o.early_stop && m_special.end_of_text < 0)

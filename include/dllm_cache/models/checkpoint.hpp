@@ -85,6 +85,38 @@ class CheckpointFolder {
   ///
   /// Throws std::runtime_error naming file, tensor, expected and found shape.
   const Tensor& tensor(std::string_view name, std::span<const std::int64_t> expected_shape) const {
+    return *place(name, expected_shape).tensor;
+  }
+
+  /// The same, for `folder.tensor("wte.weight", {vocabulary, width})`.
+  const Tensor& tensor(std::string_view name,
+                       std::initializer_list<std::int64_t> expected_shape) const {
+    return tensor(name, std::span(expected_shape.begin(), expected_shape.size()));
+  }
+
+  /// The same, of type F32, F16 or BF16; throws std::runtime_error for other types, too.
+  const Tensor& weight(std::string_view name,
+                       std::initializer_list<std::int64_t> expected_shape) const {
+    const auto [file, tensor] =
+        place(name, std::span(expected_shape.begin(), expected_shape.size()));
+    if (!is_float(tensor->type))
+      detail::refuse_tensor(
+          file->path(), name,
+          "expected type F32, F16 or BF16, got " + std::string(name_of(tensor->type)));
+    return *tensor;
+  }
+
+  /// Holds everything that this object handed out (tensors, their bytes, the config) alive, for a
+  /// model that outlives the folder object.
+  std::shared_ptr<const void> lifetime() const noexcept { return m_contents; }
+
+ private:
+  struct Place {
+    const SafetensorsFile* file;
+    const Tensor* tensor;
+  };
+
+  Place place(std::string_view name, std::span<const std::int64_t> expected_shape) const {
     const auto found = m_contents->tensors.find(name);
     if (found == m_contents->tensors.end()) {
       detail::refuse_tensor(
@@ -98,24 +130,8 @@ class CheckpointFolder {
           file->path(), name,
           "expected shape " + shape_text(expected_shape) + ", got " + shape_text(tensor->shape));
     }
-    return *tensor;
+    return found->second;
   }
-
-  /// The same, for `folder.tensor("wte.weight", {vocabulary, width})`.
-  const Tensor& tensor(std::string_view name,
-                       std::initializer_list<std::int64_t> expected_shape) const {
-    return tensor(name, std::span(expected_shape.begin(), expected_shape.size()));
-  }
-
-  /// Holds everything that this object handed out (tensors, their bytes, the config) alive, for a
-  /// model that outlives the folder object.
-  std::shared_ptr<const void> lifetime() const noexcept { return m_contents; }
-
- private:
-  struct Place {
-    const SafetensorsFile* file;
-    const Tensor* tensor;
-  };
 
   // Shared by copies and lifetimes; built in place and never moved, because `tensors` points into
   // `files`.

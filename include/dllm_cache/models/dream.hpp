@@ -64,7 +64,7 @@ namespace dllm_cache::models {
     detail::refuse_config(file, "rope_scaling", "null or absent", &*scaling);
 
   const Index width = config.width;
-  model->embedding = folder.tensor("model.embed_tokens.weight", {config.vocabulary, width});
+  model->embedding = folder.weight("model.embed_tokens.weight", {config.vocabulary, width});
   for (Index i = 0; i < config.layers; ++i) {
     const std::string block = "model.layers." + std::to_string(i) + ".";
     const auto linear = [&](const char* name, Index outputs, Index inputs, bool bias) {

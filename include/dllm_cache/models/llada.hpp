@@ -76,7 +76,7 @@ namespace dllm_cache::models {
 
   const std::string root = "model.transformer.";
   const Index width = config.width;
-  model->embedding = folder.tensor(root + "wte.weight", {config.vocabulary, width});
+  model->embedding = folder.weight(root + "wte.weight", {config.vocabulary, width});
   for (Index i = 0; i < config.layers; ++i) {
     const std::string block = root + "blocks." + std::to_string(i) + ".";
     const auto linear = [&](const char* name, Index outputs, Index inputs, bool with_bias) {

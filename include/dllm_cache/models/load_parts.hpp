@@ -38,16 +38,16 @@ inline void require_divisor(const CheckpointFolder& folder, const char* key, Ind
 inline RmsNorm load_norm(const CheckpointFolder& folder, const std::string& name, Index width,
                          bool bias, double epsilon) {
   RmsNorm norm;
-  norm.weight = read_floats(folder.tensor(name + ".weight", {width}));
-  if (bias) norm.bias = read_floats(folder.tensor(name + ".bias", {width}));
+  norm.weight = read_floats(folder.weight(name + ".weight", {width}));
+  if (bias) norm.bias = read_floats(folder.weight(name + ".bias", {width}));
   norm.epsilon = static_cast<float>(epsilon);
   return norm;
 }
 
 inline Linear load_linear(const CheckpointFolder& folder, const std::string& name, Index outputs,
                           Index inputs, bool bias, const ComputeOptions& options) {
-  const Tensor& weight = folder.tensor(name + ".weight", {outputs, inputs});
-  return Linear(weight, bias ? &folder.tensor(name + ".bias", {outputs}) : nullptr, options);
+  const Tensor& weight = folder.weight(name + ".weight", {outputs, inputs});
+  return Linear(weight, bias ? &folder.weight(name + ".bias", {outputs}) : nullptr, options);
 }
 
 /// The head: a tensor of its own, or the embedding when the two are tied.

@@ -14,8 +14,7 @@ namespace dllm_cache::models {
 
 /// Refuses a tensor that is not F32, F16 or BF16 with std::runtime_error naming it.
 inline void check_float(const Tensor& tensor) {
-  if (tensor.type != TensorType::F32 && tensor.type != TensorType::F16 &&
-      tensor.type != TensorType::BF16)
+  if (!is_float(tensor.type))
     throw std::runtime_error("tensor \"" + tensor.name +
                              "\": expected type F32, F16 or BF16, got " +
                              std::string(name_of(tensor.type)));

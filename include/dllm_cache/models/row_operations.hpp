@@ -97,16 +97,20 @@ class RotaryEmbedding {
 
   /// Turns x `[m, heads * head_dim]` in place by the positions `[m]`.
   void apply(std::span<const std::int32_t> positions, MatrixView<float> x, ThreadTeam& team) {
-    if (!positions.empty())  // the table must not grow while threads read it
-      grow(*std::max_element(positions.begin(), positions.end()));
+    if (positions.empty()) return;
+    // Neither the table nor the memory of other positions may grow while threads read it.
+    const auto [least, most] = std::minmax_element(positions.begin(), positions.end());
+    grow(*most);
+    float* const others =
+        *least < 0 || *most > largest_kept ? m_others.ensure(x.rows * 2 * m_half) : nullptr;
     team.for_rows(x.rows, static_cast<double>(x.rows * x.cols), [&](Index row) {
       const std::int32_t position = positions[static_cast<std::size_t>(row)];
       if (position >= 0 && position <= largest_kept) {
         turn_row(x.row(row), x.cols, m_table.data() + Index{2} * position * m_half);
       } else {
-        std::vector<float> turn(static_cast<std::size_t>(2 * m_half));
-        fill(position, turn.data());
-        turn_row(x.row(row), x.cols, turn.data());
+        float* const turn = others + row * 2 * m_half;
+        fill(position, turn);
+        turn_row(x.row(row), x.cols, turn);
       }
     });
   }
@@ -151,6 +155,7 @@ class RotaryEmbedding {
   Index m_half;
   std::vector<float> m_frequencies;
   std::vector<float> m_table;
+  dllm_cache::detail::Buffer<float> m_others;  // turns of one call's other positions
 };
 
 /// to `[m, n]` += from `[m, n]`.

@@ -85,6 +85,11 @@ constexpr std::size_t bytes_of(TensorType type) {
   return detail::tensor_types[static_cast<std::size_t>(type)].bytes;
 }
 
+/// Whether elements are F32, F16 or BF16, which weights may be.
+constexpr bool is_float(TensorType type) {
+  return type == TensorType::F32 || type == TensorType::F16 || type == TensorType::BF16;
+}
+
 /// The name of `type` in a safetensors header, for example "BF16".
 constexpr std::string_view name_of(TensorType type) {
   return detail::tensor_types[static_cast<std::size_t>(type)].name;

@@ -40,12 +40,17 @@ class TransformerLayerHandle {
 /// count of floating-point operations. Satisfies DenoisingModel.
 class TransformerRunner {
  public:
-  /// `threads >= 1` threads are used inside each product; throws std::invalid_argument otherwise.
+  /// A model, and `threads >= 1` threads that are used inside each product; throws
+  /// std::invalid_argument for no model and for other numbers.
   TransformerRunner(std::shared_ptr<const TransformerModel> model, int threads)
-      : m_model(std::move(model)),
+      : m_model(checked(std::move(model))),
         m_team(threads),
         m_products(m_team),
         m_rotary(config().heads.head_dim, config().rotary_theta) {}
+
+  TransformerRunner(const TransformerRunner&) = delete;  // handles, loops and products point at it
+  TransformerRunner& operator=(const TransformerRunner&) = delete;
+  ~TransformerRunner() = default;
 
   [[nodiscard]] const TransformerConfig& config() const { return m_model->config; }
   [[nodiscard]] ModelShape shape() const {
@@ -88,6 +93,13 @@ class TransformerRunner {
 
  private:
   friend class TransformerLayerHandle;
+
+  static std::shared_ptr<const TransformerModel> checked(
+      std::shared_ptr<const TransformerModel> model) {
+    if (!model)
+      dllm_cache::detail::refuse_argument("TransformerRunner: model must be given, got none");
+    return model;
+  }
 
   template <StoredScalar Stored>
   void attend_rows(MatrixView<const float> q, std::span<const Segment<Stored>> segments,

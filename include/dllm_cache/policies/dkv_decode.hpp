@@ -23,11 +23,14 @@ struct DkvDecodePolicy {
     return option_text("refresh_interval", refresh_interval);
   }
 
-  [[nodiscard]] PolicyTraits traits(const SequenceShape&) const {
+  [[nodiscard]] PolicyTraits traits(const SequenceShape& shape) const {
     if (refresh_interval < 1)
       detail::refuse_argument("DkvDecodePolicy: refresh_interval must be at least 1, got ",
                               refresh_interval);
-    return {.name = "dkv", .needs_masked = true, .needs_changed = true};
+    return {.name = "dkv",
+            .needs_block = shape.prediction_shift == 0,
+            .needs_masked = true,
+            .needs_changed = true};
   }
 
   void plan(const StepContext& context, StepPlan& plan) const {

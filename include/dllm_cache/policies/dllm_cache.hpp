@@ -14,6 +14,8 @@ namespace dllm_cache {
 /// `trunc(R * ratio)` rows whose values turned most are recomputed in every layer.
 /// Differs from the repository in work only: prompt rows flow only when the prompt is due (with a
 /// shifted head the last of them always, since it predicts the first response token).
+/// For bidirectional attention: with blocks of attention the planner refuses its plans as long as
+/// the response reaches beyond the live rows.
 struct DllmCachePolicy {
   /// Steps between prompt refreshes, at least 1, or `never`; K_p of the paper,
   /// `prompt_interval_steps` of the repository (its scripts use 5 to 100).
