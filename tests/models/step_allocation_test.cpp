@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Nothing of ours allocates in a running generation, models and decoding included.
 #include <catch2/catch.hpp>
+#include <cmath>
+#include <vector>
 
 #include "support/allocation_counter.hpp"
 #include "support/golden_case.hpp"
@@ -29,4 +31,28 @@ TEST_CASE("Allocations: a generation allocates nothing after the first step of e
             }) == 0);
       CHECK(steps > 2);
     }
+}
+
+TEST_CASE("RotaryEmbedding: positions outside its table turn alike and allocate nothing later",
+          "[allocation]") {
+  const std::vector<std::int32_t> positions{-3, 5, (1 << 20) + 1};
+  models::ThreadTeam team(1);
+  models::RotaryEmbedding rotary(4, 100.0);
+  std::vector<float> x(24);
+  const auto turn = [&] {
+    for (std::size_t i = 0; i < x.size(); ++i) x[i] = static_cast<float>(i % 8) - 3.0F;
+    rotary.apply(positions, dense_view(x.data(), 3, 8), team);
+  };
+  turn();
+  CHECK(allocations(turn) == 0);
+  for (std::size_t row = 0; row < 3; ++row)
+    for (std::size_t head = 0; head < 2; ++head)
+      for (std::size_t i = 0; i < 2; ++i) {
+        CAPTURE(row, head, i);
+        const float angle = static_cast<float>(positions[row]) * (i == 0 ? 1.0F : 0.1F);
+        const float low = static_cast<float>(4 * head + i) - 3.0F, high = low + 2.0F;
+        const std::size_t at = 8 * row + 4 * head + i;
+        CHECK(x[at] == Approx(low * std::cos(angle) - high * std::sin(angle)).margin(1e-5));
+        CHECK(x[at + 2] == Approx(high * std::cos(angle) + low * std::sin(angle)).margin(1e-5));
+      }
 }
