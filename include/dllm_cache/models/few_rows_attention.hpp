@@ -126,7 +126,7 @@ inline constexpr Index most_queries = 2 * queries_together;
 }
 
 /// The attention of one segment with few rows; see attend(). Needs few_rows_suit().
-template <StoredScalar Stored, class Element = float>
+template <StoredScalar Stored, ProductScalar Element = float>
 class FewRowsAttention {
  public:
   FewRowsAttention(MatrixView<const float> q, const Segment<Stored>& segment,
@@ -318,7 +318,7 @@ class FewRowsAttention {
 /// out `[m, heads * head_dim]` = softmax(q k^T / sqrt(head_dim)) v for the rows of one segment, few
 /// enough for few_rows_suit(), rounded to Element; q like out, keys and values
 /// `[T, kv_heads * head_dim]`.
-template <StoredScalar Stored, class Element>
+template <StoredScalar Stored, ProductScalar Element>
 void attend_few(MatrixView<const float> q, const Segment<Stored>& segment, const HeadShape& shape,
                 MatrixView<Element> out, ThreadTeam& team) {
   if (segment.end > segment.begin)

@@ -12,6 +12,7 @@
 #include "dllm_cache/models/attention.hpp"
 #include "dllm_cache/models/onednn.hpp"
 #include "dllm_cache/models/pack_columns.hpp"
+#include "dllm_cache/models/rounding.hpp"
 #include "dllm_cache/models/softmax.hpp"
 
 namespace dllm_cache::models {
@@ -21,14 +22,14 @@ namespace dllm_cache::models {
 /// A task takes one key head and copies its keys and values densely, which oneDNN's fast kernels
 /// want, once for all query rows. Primitives are kept per thread, block of rows and number of keys,
 /// rounded up so that every row begins on a cache line.
-template <class Element>
+template <ProductScalar Element>
 class OneDnnAttention {
  public:
   explicit OneDnnAttention(int threads) : m_workers(static_cast<std::size_t>(threads)) {}
 
   /// out `[m, heads * head_dim]` = softmax(q k^T / sqrt(head_dim)) v, rounded to Out (float or
   /// Eigen::bfloat16); see attend().
-  template <StoredScalar Stored, class Out>
+  template <StoredScalar Stored, ProductScalar Out>
   void attend(MatrixView<const float> q, std::span<const Segment<Stored>> segments,
               const HeadShape& shape, MatrixView<Out> out, ThreadTeam& team) {
     for (const Segment<Stored>& segment : segments) {
@@ -145,7 +146,7 @@ class OneDnnAttention {
     return packed;
   }
 
-  template <class Stored, class Out>
+  template <StoredScalar Stored, ProductScalar Out>
   static void run(Worker& worker, const Part& part, MatrixView<const float> q,
                   const Segment<Stored>& segment, const HeadShape& shape, MatrixView<Out> out) {
     const Index dim = shape.head_dim;

@@ -11,6 +11,14 @@
 #include "dllm_cache/detail/lanes.hpp"
 #include "dllm_cache/scalar.hpp"
 
+namespace dllm_cache::models {
+
+/// What products multiply: float or Eigen::bfloat16.
+template <class T>
+concept ProductScalar = std::is_same_v<T, float> || std::is_same_v<T, Eigen::bfloat16>;
+
+}  // namespace dllm_cache::models
+
 // Rounding of numbers that only products read, where a processor's own instruction may be used: it
 // takes subnormal numbers for 0. Features are rounded by the core, on every machine alike.
 namespace dllm_cache::models::detail {

@@ -26,14 +26,14 @@ struct RmsNorm {
 
   /// y `[m, width]` = x / sqrt(mean(x^2) + epsilon) * weight (+ bias), row by row, rounded to
   /// Element (float or Eigen::bfloat16); y may be x.
-  template <class Element>
+  template <ProductScalar Element>
   void apply(MatrixView<const float> x, MatrixView<Element> y, ThreadTeam& team) const {
     team.for_rows(x.rows, static_cast<double>(x.rows * x.cols),
                   [&](Index row) { apply_row(x.row(row), y.row(row), x.cols); });
   }
 
   /// The same of a + b: y `[m, width]` = norm(a + b); `sum` `[m, width]` is scratch.
-  template <class Element>
+  template <ProductScalar Element>
   void apply_sum(MatrixView<const float> a, MatrixView<const float> b, MatrixView<Element> y,
                  MatrixView<float> sum, ThreadTeam& team) const {
     team.for_rows(a.rows, static_cast<double>(a.rows * a.cols), [&](Index row) {
@@ -45,7 +45,7 @@ struct RmsNorm {
   }
 
  private:
-  template <class Element>
+  template <ProductScalar Element>
   void apply_row(const float* x, Element* y, Index width) const {
     const Eigen::Map<const Eigen::ArrayXf> in(x, width), scale(weight.data(), width);
     const float mean_square = in.square().sum() / static_cast<float>(width);
@@ -167,7 +167,7 @@ inline void add_rows(MatrixView<const float> from, MatrixView<float> to, ThreadT
 
 /// out `[m, n]` = silu(gate) * up, element by element, rounded to Element (float or
 /// Eigen::bfloat16); out may be gate.
-template <class Element>
+template <ProductScalar Element>
 void gate_silu(MatrixView<const float> gate, MatrixView<const float> up, MatrixView<Element> out,
                ThreadTeam& team) {
   team.for_rows(gate.rows, 4.0 * static_cast<double>(gate.rows * gate.cols), [&](Index row) {
