@@ -194,7 +194,7 @@ def main():
     parser.add_argument("--list", action="store_true", help="show what is missing and stop")
     parser.add_argument("--main-count", type=int, default=2000, help="questions of the main part")
     parser.add_argument("--grid-count", type=int, default=200, help="questions of other parts")
-    parser.add_argument("--sweep-count", type=int, default=100,
+    parser.add_argument("--sweep-count", type=int, default=50,
                         help="questions of the sweeps over parameters (grid, block, ratio, similar)")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs side by side")
     options = parser.parse_args()
