@@ -240,7 +240,7 @@ def draw_ratio(plt, results, path):
     axis.set_ylabel("exact match, %")
     axis.set_ylim(0, 100)
     axis.spines[["top", "right"]].set_visible(False)
-    axis.legend(frameon=False, fontsize=8)
+    axis.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(0.12, 0.5))
     figure.tight_layout()
     figure.savefig(path, metadata={"Date": None})
 
