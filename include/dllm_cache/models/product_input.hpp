@@ -22,7 +22,6 @@ class ProductInput {
   }
 
   [[nodiscard]] Index rows() const { return m_rows; }
-  [[nodiscard]] Index width() const { return m_width; }
   [[nodiscard]] bool narrow() const { return m_narrow; }
 
   /// `[rows, width]`, dense, with the padding behind: what products read, or where `narrow`,
