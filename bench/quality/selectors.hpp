@@ -35,13 +35,10 @@ struct TrueChanges {
   std::vector<double> squares;  ///< Squared distance of true and cached update, one a row.
 };
 
-/// A RowSelector of any criterion, for float32 features, that also may leave rows out which are
-/// similar enough.
+/// A RowSelector of any criterion, for float32 features.
 class Selector {
  public:
   Criterion criterion = Criterion::Cosine;
-  /// Rows at least this similar are left alone even where the count would take them; 2: none.
-  double similar = 2.0;
   /// Needed by the oracle alone.
   std::shared_ptr<const TrueChanges> changes;
 
@@ -94,9 +91,6 @@ class Selector {
                      [&](std::size_t row) { return changes->squares.at(row); });
         break;
     }
-    std::erase_if(selected, [&](Index row) {
-      return dllm_cache::similarity(sums[static_cast<std::size_t>(row)]) >= similar;
-    });
     if (criterion != Criterion::LastRecomputed) return;
     for (const Index row : selected) {
       const auto begin = static_cast<std::ptrdiff_t>(row * m_layer->width);

@@ -33,7 +33,6 @@ const std::map<std::string, Criterion> criteria = {{"cosine", Criterion::Cosine}
 struct Options {
   std::string model, data, json, reference;
   std::string criterion = "cosine";
-  double similar = 2.0;
   bool measures = false;
   std::optional<Index> count;
   Index batch = 16;
@@ -53,8 +52,6 @@ void declare(CLI::App& app, Options& options) {
                  "are recomputed")
       ->capture_default_str()
       ->check(CLI::IsMember(criteria));
-  app.add_option("--similar", options.similar,
-                 "Leave rows alone that are at least this similar (default: none)");
   app.add_flag("--measure-changes", options.measures,
                "Also correlate the cosines of values and of updates (one question at a time, as "
                "the oracle)");
@@ -87,6 +84,8 @@ int run(const Options& options) {
   settings.caching = expand_goal(settings.caching);
   if (options.compute.features != FeatureType::Float32)
     throw BadRequest("--features must be float32 here");
+  if (options.criterion == "last-recomputed" && settings.caching.similarity_threshold)
+    throw BadRequest("--similarity-threshold does not go with --criterion last-recomputed");
   const Vocabulary vocabulary(options.model);
   const std::vector<Question> questions = read_questions(options.data, vocabulary, options.count);
   const auto model = open_model(options.model, options.compute.model);
@@ -102,7 +101,6 @@ int run(const Options& options) {
 
   study::Selector selector;
   selector.criterion = criteria.at(options.criterion);
-  selector.similar = options.similar;
   const bool foresees = options.measures || selector.criterion == Criterion::Oracle;
   Progress progress(!options.quiet);
   const auto show = [&](Index answered) {
@@ -140,7 +138,6 @@ int run(const Options& options) {
     json["settings"] = origin.policy;
     json["settings"]["decoding"] = origin.decoding;
     json["settings"]["criterion"] = options.criterion;
-    json["settings"]["similar"] = options.similar;
     json["changes"] = changes;
     write_text(options.json, json.dump() + "\n");
   }

@@ -78,6 +78,9 @@ void declare_caching(CLI::App& app, PolicySettings& s) {
          "dllm-cache: recompute all flowing rows in layer 0 (default true)");
   option("--recompute-block", s.recompute_block,
          "dllm-cache: recompute the rows of the active block in every step (default false)");
+  option("--similarity-threshold", s.similarity_threshold,
+         "dllm-cache: leave rows alone whose values are at least this similar (default none)")
+      ->transform(CLI::Transformer(std::map<std::string, std::string>{{"none", "inf"}}));
   option("--refresh-interval", s.refresh_interval,
          "dkv, vicinity, changed-rows: steps between full forwards (default 4, never, never)")
       ->transform(interval);
@@ -113,7 +116,7 @@ void declare_compute(CLI::App& app, ComputeSettings& settings) {
 PolicySettings with_implied_policy(PolicySettings settings) {
   if (!settings.policy &&
       (settings.prompt_interval || settings.response_interval || settings.ratio ||
-       settings.refresh_first_layer || settings.recompute_block))
+       settings.refresh_first_layer || settings.recompute_block || settings.similarity_threshold))
     settings.policy = "dllm-cache";
   return settings;
 }

@@ -34,6 +34,7 @@ d::AnyPolicy make_dllm_cache(const PolicySettings& settings) {
   set(policy.ratio, settings.ratio);
   set(policy.refresh_first_layer, settings.refresh_first_layer);
   set(policy.recompute_block, settings.recompute_block);
+  set(policy.similarity_threshold, settings.similarity_threshold);
   return policy;
 }
 
@@ -75,6 +76,7 @@ void set_options(PolicySettings& settings, const d::DllmCachePolicy& policy) {
   settings.ratio = policy.ratio;
   settings.refresh_first_layer = policy.refresh_first_layer;
   settings.recompute_block = policy.recompute_block;
+  settings.similarity_threshold = policy.similarity_threshold;
 }
 
 std::string names() {
@@ -101,7 +103,8 @@ const std::vector<PolicyEntry>& policies() {
       {"dllm-cache",
        "dLLM-Cache: prompt and response refreshed at intervals; in between the response rows whose "
        "values turned most",
-       {"prompt-interval", "response-interval", "ratio", "refresh-first-layer", "recompute-block"},
+       {"prompt-interval", "response-interval", "ratio", "refresh-first-layer", "recompute-block",
+        "similarity-threshold"},
        make_dllm_cache},
       {"prefix",
        "Fast-dLLM prefix cache: full forward per block, then the block and all after it",
@@ -161,6 +164,7 @@ PolicySettings with_defaults(PolicySettings settings) {
     fill(settings.ratio, policy.ratio);
     fill(settings.refresh_first_layer, policy.refresh_first_layer);
     fill(settings.recompute_block, policy.recompute_block);
+    fill(settings.similarity_threshold, policy.similarity_threshold);
   } else if (settings.policy == "vicinity") {
     const d::VicinityPolicy policy;
     fill(settings.prefix_look, policy.prefix_look);
@@ -178,12 +182,13 @@ PolicySettings with_defaults(PolicySettings settings) {
 }
 
 void check_policy_options(const PolicySettings& given, const std::string& policy) {
-  const std::array<std::pair<const char*, bool>, 10> all = {{
+  const std::array<std::pair<const char*, bool>, 11> all = {{
       {"prompt-interval", given.prompt_interval.has_value()},
       {"response-interval", given.response_interval.has_value()},
       {"ratio", given.ratio.has_value()},
       {"refresh-first-layer", given.refresh_first_layer.has_value()},
       {"recompute-block", given.recompute_block.has_value()},
+      {"similarity-threshold", given.similarity_threshold.has_value()},
       {"refresh-interval", given.refresh_interval.has_value()},
       {"prefix-look", given.prefix_look.has_value()},
       {"after-look", given.after_look.has_value()},

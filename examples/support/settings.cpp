@@ -61,8 +61,8 @@ Settings merge(const Settings& stronger, const Settings& weaker) {
        &D::eps, &D::alg_temp, &D::early_stop);
   using P = PolicySettings;
   fill(merged.caching, weaker.caching, &P::policy, &P::prompt_interval, &P::response_interval,
-       &P::ratio, &P::refresh_first_layer, &P::recompute_block, &P::refresh_interval,
-       &P::prefix_look, &P::after_look, &P::warmup_steps, &P::keep_active);
+       &P::ratio, &P::refresh_first_layer, &P::recompute_block, &P::similarity_threshold,
+       &P::refresh_interval, &P::prefix_look, &P::after_look, &P::warmup_steps, &P::keep_active);
   return merged;
 }
 

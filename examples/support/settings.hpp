@@ -44,6 +44,7 @@ struct PolicySettings {
   std::optional<double> ratio;
   std::optional<bool> refresh_first_layer;
   std::optional<bool> recompute_block;
+  std::optional<double> similarity_threshold;
   std::optional<Index> refresh_interval;
   std::optional<Index> prefix_look;
   std::optional<Index> after_look;

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "support/settings_json.hpp"
 
+#include <cmath>
 #include <optional>
 
 namespace programs {
@@ -53,6 +54,9 @@ Json policy_json(const PolicySettings& settings) {
   add("ratio", all.ratio);
   add("refresh_first_layer", all.refresh_first_layer);
   add("recompute_block", all.recompute_block);
+  if (all.similarity_threshold)
+    options["similarity_threshold"] =
+        std::isinf(*all.similarity_threshold) ? Json("none") : Json(*all.similarity_threshold);
   add_interval("refresh_interval", all.refresh_interval);
   add("prefix_look", all.prefix_look);
   add("after_look", all.after_look);

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <limits>
 #include <span>
@@ -109,6 +110,9 @@ enum class Treatment : std::uint8_t {
   Recompute  ///< Flows; value, key, query and update are computed.
 };
 
+/// Similarity threshold of a plan under which every verified row may be selected.
+inline constexpr double no_similarity_threshold = std::numeric_limits<double>::infinity();
+
 /// A policy's decision for one step: one treatment a row, how many `Verify` rows are selected, and
 /// in which layers the cache is used at all (outside, every flowing row is recomputed).
 ///
@@ -117,22 +121,30 @@ enum class Treatment : std::uint8_t {
 struct StepPlan {
   std::vector<Treatment> rows;  ///< One treatment a row of the sequence.
   Index verify_count = 0;       ///< Rows selected among the verified ones, in every cached layer.
-  Rows cached_layers;           ///< Layers in which treatments hold.
-  std::string_view policy;      ///< Name for messages.
+  /// Of these, rows at least this similar are left alone (cosine; any number but NaN).
+  double similarity_threshold = no_similarity_threshold;
+  Rows cached_layers;       ///< Layers in which treatments hold.
+  std::string_view policy;  ///< Name for messages.
 
   /// Wishes that `range` be recomputed; throws std::logic_error when it is not within the rows.
   void recompute(Rows range) { raise(range, Treatment::Recompute, "recompute"); }
 
-  /// Wishes that `range` be verified and its `count` least similar rows recomputed, `count >= 0`;
-  /// throws std::logic_error on a second call in one plan, or a range not within the rows.
-  void verify(Rows range, Index count) {
+  /// Wishes that `range` be verified and its `count` least similar rows recomputed, `count >= 0`,
+  /// but none that is at least as similar as `threshold` (any number but NaN; a row whose
+  /// similarity is NaN is recomputed); throws std::logic_error on a second call in one plan, or a
+  /// range not within the rows.
+  void verify(Rows range, Index count, double threshold = no_similarity_threshold) {
     if (m_verifies)
       detail::refuse_call("StepPlan of policy ", policy, ": verify() may be called once a plan");
     if (count < 0)
       detail::refuse_call("StepPlan of policy ", policy,
                           ": verify() count must be at least 0, got ", count);
+    if (std::isnan(threshold))
+      detail::refuse_call("StepPlan of policy ", policy,
+                          ": verify() threshold must be a number, got nan");
     raise(range, Treatment::Verify, "verify");
     verify_count = count;
+    similarity_threshold = threshold;
     m_verifies = true;
   }
 
@@ -143,6 +155,7 @@ struct StepPlan {
   void clear(Index row_count, Index layers, std::string_view policy_name) {
     rows.assign(static_cast<std::size_t>(row_count), Treatment::Absent);
     verify_count = 0;
+    similarity_threshold = no_similarity_threshold;
     cached_layers = {0, layers};
     policy = policy_name;
     m_verifies = false;

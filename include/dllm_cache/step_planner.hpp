@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <cmath>
 #include <string>
 #include <utility>
 #include <vector>
@@ -213,6 +214,9 @@ class StepPlanner {
       detail::refuse_call("StepPlan of policy ", m_traits.name,
                           ": verify_count must be in [0, verified rows = ", verified, "], got ",
                           m_plan.verify_count);
+    if (std::isnan(m_plan.similarity_threshold))
+      detail::refuse_call("StepPlan of policy ", m_traits.name,
+                          ": similarity_threshold must be a number, got nan");
     for (Index row = 0; row < keys_read; ++row)
       if (m_plan.rows[static_cast<std::size_t>(row)] == Treatment::Absent && !computed(row))
         refuse_row(row, "is absent, but its key would be read and was never computed");

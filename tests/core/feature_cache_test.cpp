@@ -48,6 +48,7 @@ void require_plain_forward(const AnyPolicy& policy, const SequenceShape& shape, 
 struct Setting {
   Index prompt_interval, response_interval;
   double ratio;
+  double similarity_threshold = no_similarity_threshold;
 };
 
 // Runs a cache beside the second implementation: every flowing row, and every key and value of the
@@ -65,13 +66,17 @@ void require_plain_dllm_cache(const Setting& setting, bool refresh_first_layer,
   expected.prompt_interval = setting.prompt_interval;
   expected.response_interval = setting.response_interval;
   expected.ratio = setting.ratio;
+  expected.similarity_threshold = setting.similarity_threshold;
   expected.refresh_first_layer = refresh_first_layer;
   NanResource memory;
   Workspace<Scalar, Stored> workspace(&memory);
   FeatureCache<Scalar, Stored> cache(
       model.shape(), shape,
-      DllmCachePolicy{setting.prompt_interval, setting.response_interval, setting.ratio,
-                      refresh_first_layer},
+      DllmCachePolicy{.prompt_interval = setting.prompt_interval,
+                      .response_interval = setting.response_interval,
+                      .ratio = setting.ratio,
+                      .refresh_first_layer = refresh_first_layer,
+                      .similarity_threshold = setting.similarity_threshold},
       &memory);
   RandomNumbers random(seed);
   std::vector<Index> tokens = start_tokens(model, shape, random);
@@ -182,6 +187,19 @@ TEST_CASE("FeatureCache: dLLM-Cache equals a second implementation at every sett
       require_plain_dllm_cache<float, float>(setting, first, shape, 3);
       require_plain_dllm_cache<double, double>(setting, first, shape, 2);
     }
+}
+
+TEST_CASE("FeatureCache: dLLM-Cache with a similarity threshold equals a second implementation",
+          "[feature_cache][property]") {
+  const SequenceShape shape{.prompt = 7, .response = 17};
+  for (const bool first : {true, false})
+    for (const double threshold : {-1.0, 0.0, 0.5, 0.9, 0.99, 1.0})
+      for (const Setting& setting :
+           {Setting{5, 3, 1.0, threshold}, Setting{never, 7, 0.25, threshold},
+            Setting{2, 3, 0.5, threshold}}) {
+        require_plain_dllm_cache<float, float>(setting, first, shape, 3);
+        require_plain_dllm_cache<float, Eigen::bfloat16>(setting, first, shape, 2);
+      }
 }
 
 TEST_CASE("FeatureCache: dLLM-Cache with a shifted head equals a second implementation",

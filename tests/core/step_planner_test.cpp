@@ -2,6 +2,7 @@
 #include "dllm_cache/step_planner.hpp"
 
 #include <catch2/catch.hpp>
+#include <cmath>
 #include <limits>
 #include <string>
 #include <vector>
@@ -308,6 +309,15 @@ TEST_CASE("DllmCachePolicy: the active block is recomputed where that is wished"
   CHECK(whole.verify_count == 0);
 }
 
+TEST_CASE("DllmCachePolicy: its similarity threshold is that of its verified plans", "[policy]") {
+  StepPlanner planner(DllmCachePolicy{.ratio = 1.0, .similarity_threshold = 0.5},
+                      {.prompt = 2, .response = 3}, 2);
+  CHECK(planner.begin_step({}).similarity_threshold == no_similarity_threshold);  // none verified
+  planner.commit_step();
+  CHECK(planner.begin_step({}).similarity_threshold == 0.5);
+  CHECK(planner.plan().verify_count == 3);
+}
+
 TEST_CASE("AnyPolicy: holds its own copy of a policy, and copies are independent", "[policy]") {
   const SequenceShape shape{.prompt = 2, .response = 2};
   DllmCachePolicy policy{.response_interval = 5};
@@ -483,6 +493,12 @@ TEST_CASE("StepPlanner: every plan that cannot be carried out is refused with po
                  plan.verify({1, 4}, 4);
                }),
                Contains("scripted: verify_count must be in [0, verified rows = 3], got 4"));
+  REQUIRE_THAT(plan_refusal([](C, StepPlan& plan) {
+                 plan.verify({1, 4}, 2, std::nan(""));
+               }),
+               Contains("scripted: verify() threshold must be a number, got nan"));
+  REQUIRE_THAT(plan_refusal([](C, StepPlan& plan) { plan.similarity_threshold = std::nan(""); }),
+               Contains("scripted: similarity_threshold must be a number, got nan"));
   REQUIRE_THAT(plan_refusal([](C, StepPlan& plan) { plan.verify_count = -1; }),
                Contains("scripted: verify_count must be in [0, verified rows = 0], got -1"));
   REQUIRE_THAT(plan_refusal(

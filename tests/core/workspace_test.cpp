@@ -247,6 +247,33 @@ TEST_CASE("Workspace: exactly the planned rows are computed in every layer and s
   }
 }
 
+TEST_CASE("Workspace: rows as similar as the threshold says are verified and left alone",
+          "[workspace][counts]") {
+  const TinyModel<float> model(2, seed);
+  const SequenceShape shape{.prompt = 2, .response = 6};
+  // Between two steps nothing changes but the tokens of rows 3 and 5: in layer 0 every other value
+  // is the one before, bit for bit.
+  std::vector<Index> tokens{1, 2, 3, 4, 5, 6, 7, 8};
+  const auto rows_of = [&](double threshold, double ratio) {
+    Workspace<float> workspace;
+    FeatureCache<float> cache(
+        model.shape(), shape,
+        DllmCachePolicy{
+            .ratio = ratio, .refresh_first_layer = false, .similarity_threshold = threshold});
+    run_step(workspace, cache, model, model.embed(tokens));
+    std::vector<Index> changed = tokens;
+    changed[3] = 9;
+    changed[5] = 10;
+    CallLog log;
+    run_step(workspace, cache, model, model.embed(changed), {}, &log);
+    return log.layers.front();
+  };
+  CHECK(rows_of(no_similarity_threshold, 1.0) == LayerRows{6, 6, 6});
+  CHECK(rows_of(1.0, 1.0) == LayerRows{6, 2, 2});
+  CHECK(rows_of(1.0, 0.17) == LayerRows{6, 1, 1});  // the ratio still is the most
+  CHECK(rows_of(-1.0, 1.0) == LayerRows{6, 0, 0});
+}
+
 TEST_CASE("Workspace: the counts of a batch are those of its sequences", "[workspace][counts]") {
   Trio trio;
   std::vector<FeatureCache<float>> caches;

@@ -206,6 +206,13 @@ TEST_CASE("Policies: a bad option is refused by policy, option, range and value"
         "DllmCachePolicy: ratio must be in [0, 1], got 1.5");
   CHECK(refusal_of(DllmCachePolicy{.ratio = std::nan("")}) ==
         "DllmCachePolicy: ratio must be in [0, 1], got nan");
+  for (const auto& [threshold, got] :
+       {std::pair(1.5, "1.5"), std::pair(-1.5, "-1.5"), std::pair(std::nan(""), "nan"),
+        std::pair(-no_similarity_threshold, "-inf")})
+    CHECK(refusal_of(DllmCachePolicy{.similarity_threshold = threshold}) ==
+          std::string("DllmCachePolicy: similarity_threshold must be in [-1, 1] or "
+                      "no_similarity_threshold, got ") +
+              got);
   for (const AnyPolicy& legal :
        {AnyPolicy(VicinityPolicy{0, 0, 0, 1}),
         AnyPolicy(VicinityPolicy{never, never, never, never}), AnyPolicy(DkvDecodePolicy{1}),

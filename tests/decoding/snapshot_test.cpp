@@ -188,7 +188,8 @@ TEST_CASE("Snapshot: what does not fit is refused by field, wanted and found val
              Contains("policy must be \"dual\", got \"dllm-cache\""));
   CHECK_THAT(refused_restore(same, bytes, DllmCachePolicy{3, 2, 0.5}),
              Contains("policy options must be \"prompt_interval 3, response_interval 2, ratio 0.5, "
-                      "refresh_first_layer 1, recompute_block 0\", got \"prompt_interval 3, "
+                      "refresh_first_layer 1, recompute_block 0, similarity_threshold inf\", got "
+                      "\"prompt_interval 3, "
                       "response_interval 2, ratio 0.25"));
   Model deeper(seed, 3);
   Loop deep(deeper);

@@ -83,13 +83,6 @@ TEST_CASE("study: the oracle takes the rows whose updates change most", "[study]
   CHECK(verify(oracle, std::vector<float>(8, 2.0F), cached, 2) == std::vector<Index>{1, 3});
 }
 
-TEST_CASE("study: rows that are similar enough are left out of the count", "[study]") {
-  study::Selector selector = selector_of(Criterion::Cosine);
-  selector.similar = 0.99;
-  std::vector<float> cached = {1, 0, 1, 0, 1, 0};
-  CHECK(verify(selector, {0, 1, 1, 0.01F, 1, 0}, cached, 3) == std::vector<Index>{0});
-}
-
 TEST_CASE("study: compared with the last recomputed value, small turns add up", "[study]") {
   // Row 0 turns a little every time, row 1 once and further than any of these turns.
   study::Selector previous = selector_of(Criterion::Cosine),

@@ -5,6 +5,7 @@
 #include <cmath>
 #include <vector>
 
+#include "dllm_cache/plan.hpp"
 #include "support/tiny_model.hpp"
 
 namespace dllm_cache::testing {
@@ -17,6 +18,7 @@ class PlainDllmCache {
  public:
   Index prompt_interval = 1, response_interval = 1;
   double ratio = 0.0;
+  double similarity_threshold = no_similarity_threshold;
   bool refresh_first_layer = true;
 
   PlainDllmCache(const TinyModel<Scalar, Stored>& model, const SequenceShape& shape)
@@ -110,6 +112,10 @@ class PlainDllmCache {
       return score[static_cast<std::size_t>(a)] < score[static_cast<std::size_t>(b)];
     });
     rows.resize(static_cast<std::size_t>(static_cast<double>(m_shape.response) * ratio));
+    std::erase_if(rows, [&](Index row) {
+      const double square = score[static_cast<std::size_t>(row)];
+      return std::copysign(std::sqrt(std::abs(square)), square) >= similarity_threshold;
+    });
     return rows;
   }
 

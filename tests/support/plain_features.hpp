@@ -163,8 +163,11 @@ class PlainFeatures {
     std::stable_sort(verified.begin(), verified.end(),
                      [](const auto& a, const auto& b) { return a.first < b.first; });
     if (!verified.empty())
-      for (Index i = 0; i < plan.verify_count; ++i)
-        recomputed.push_back(verified[static_cast<std::size_t>(i)].second);
+      for (Index i = 0; i < plan.verify_count; ++i) {
+        const auto& [square, row] = verified[static_cast<std::size_t>(i)];
+        if (std::copysign(std::sqrt(std::abs(square)), square) < plan.similarity_threshold)
+          recomputed.push_back(row);
+      }
 
     std::vector<Matrix<Scalar>> queries;
     for (const Index row : recomputed) {

@@ -21,6 +21,8 @@ class RandomNumbers {
   }
   /// Uniform in [-1, 1).
   double signed_unit() { return static_cast<double>(next() >> 11) * 0x1p-52 - 1.0; }
+  /// Uniform in [0, 1).
+  double unit() { return static_cast<double>(next() >> 11) * 0x1p-53; }
   /// Uniform in [0, count).
   Index below(Index count) {
     return static_cast<Index>(next() % static_cast<std::uint64_t>(count));

@@ -41,6 +41,7 @@ struct RandomPlans {
       plan.rows[static_cast<std::size_t>(row)] = treatment;
     }
     plan.verify_count = random.below(verified + 1);
+    if (random.below(4) == 0) plan.similarity_threshold = random.unit();
     if (random.below(3) == 0) {
       const Index a = random.below(context.layers + 1), b = random.below(context.layers + 1);
       plan.cached_layers = {std::min(a, b), std::max(a, b)};
@@ -75,9 +76,11 @@ inline AnyPolicy random_policy(RandomNumbers& random) {
     default:
       break;
   }
+  constexpr double thresholds[] = {no_similarity_threshold, -1.0, 0.5, 0.99};
   constexpr double ratios[] = {0.0, 0.1, 0.25, 0.5, 0.99, 1.0};
-  return DllmCachePolicy{of({1, 2, 3, 5, never}), of({1, 2, 3, 4, never}), ratios[random.below(6)],
-                         random.below(2) == 0, random.below(2) == 0};
+  return DllmCachePolicy{of({1, 2, 3, 5, never}), of({1, 2, 3, 4, never}),
+                         ratios[random.below(6)], random.below(2) == 0,
+                         random.below(2) == 0,    thresholds[random.below(4)]};
 }
 
 }  // namespace dllm_cache::testing

@@ -150,7 +150,8 @@ template <ComputeScalar Scalar, StoredScalar Stored, class Selector>
 requires RowSelector<Selector, Scalar, Stored>
 void Workspace<Scalar, Stored, Selector>::select_rows(Sequence& sequence) {
   const Index verified = sequence.verified.size();
-  const Index count = sequence.cache->m_planner.plan().verify_count;
+  const StepPlan& plan = sequence.cache->m_planner.plan();
+  const Index count = plan.verify_count;
   sequence.cache->m_selector.select(
       std::span<const SimilaritySums>(m_sums).subspan(
           static_cast<std::size_t>(sequence.verified.begin), static_cast<std::size_t>(verified)),
@@ -162,7 +163,10 @@ void Workspace<Scalar, Stored, Selector>::select_rows(Sequence& sequence) {
     if (place < 0 || place >= verified)
       detail::refuse_call("RowSelector: selected places must be in [0, ", verified, "), got ",
                           place);
-    const Index packed = m_verified[static_cast<std::size_t>(sequence.verified.begin + place)];
+    const auto entry = static_cast<std::size_t>(sequence.verified.begin + place);
+    const Index packed = m_verified[entry];
+    // A similarity of NaN is below every threshold.
+    if (similarity(m_sums[entry]) >= plan.similarity_threshold) continue;
     m_recompute[static_cast<std::size_t>(packed)] = 1;
   }
 }

@@ -33,11 +33,17 @@ struct DllmCachePolicy {
   /// own value as it was, so that its value does not select it (measured in bench/RESULTS.md). A
   /// block that is the whole response is recomputed whole.
   bool recompute_block = false;
+  /// Of the rows that the ratio would take, leave those alone whose values are at least this
+  /// similar to the previous ones: cosine in [-1, 1], or `no_similarity_threshold`. Not in the
+  /// paper: with it the ratio is the most, not the measure, of a step's work (measured in
+  /// bench/RESULTS.md).
+  double similarity_threshold = no_similarity_threshold;
 
   [[nodiscard]] std::string options() const {
     return option_text("prompt_interval", prompt_interval, "response_interval", response_interval,
                        "ratio", ratio, "refresh_first_layer", refresh_first_layer,
-                       "recompute_block", recompute_block);
+                       "recompute_block", recompute_block, "similarity_threshold",
+                       similarity_threshold);
   }
 
   [[nodiscard]] PolicyTraits traits(const SequenceShape& shape) const {
@@ -49,6 +55,12 @@ struct DllmCachePolicy {
                               response_interval);
     if (!(ratio >= 0.0 && ratio <= 1.0))  // written so that NaN is refused too
       detail::refuse_argument("DllmCachePolicy: ratio must be in [0, 1], got ", ratio);
+    if (!(similarity_threshold >= -1.0 && similarity_threshold <= 1.0) &&
+        similarity_threshold != no_similarity_threshold)
+      detail::refuse_argument(
+          "DllmCachePolicy: similarity_threshold must be in [-1, 1] or no_similarity_threshold, "
+          "got ",
+          similarity_threshold);
     const Index carried = prompt_interval > 1 ? shape.prediction_shift : 0;
     const Index reused = response_interval > 1 ? shape.response : 0;
     return {.name = "dllm-cache",
@@ -65,7 +77,8 @@ struct DllmCachePolicy {
     if (context.step % response_interval == 0)
       plan.recompute(context.response());
     else if (ratio > 0.0)
-      plan.verify(context.response(), selected(shape.response - block_rows(context)));
+      plan.verify(context.response(), selected(shape.response - block_rows(context)),
+                  similarity_threshold);
     else
       plan.reuse(context.response());
     if (recompute_block) plan.recompute(block(context));
