@@ -32,16 +32,16 @@ PUBLISHED = ["prefix", "dual", "vicinity", "freecache", "dkv", "changed-rows"]
 FAST = "threshold-0.995"  # the threshold that keeps most answers
 
 
-def cache(prompt=100, response=7, ratio=0.25, first=True, block=False):
+def cache(prompt=100, response=7, ratio=0.25, first=True, block=False, similar="none"):
     """Options of dLLM-Cache."""
     return ["--policy", "dllm-cache", "--prompt-interval", str(prompt), "--response-interval",
             str(response), "--ratio", str(ratio), "--refresh-first-layer", str(first).lower(),
-            "--recompute-block", str(block).lower()]
+            "--recompute-block", str(block).lower(), "--similarity-threshold", str(similar)]
 
 
 NONE = ["--policy", "none"]
-BALANCED = cache(response=32, ratio=0.125, block=True)
-SHOWN = {"none": NONE, "dllm-cache": cache(), "balanced": BALANCED, "dual": ["--policy", "dual"]}
+SHOWN = {"none": NONE, "dllm-cache": cache(),
+         "balanced": ["--policy", "balanced"], "dual": ["--policy", "dual"]}
 
 
 def runs(main_count, grid_count, sweep_count):
@@ -57,7 +57,7 @@ def runs(main_count, grid_count, sweep_count):
     for decoding in ("one", FAST):
         add("policies", "none", grid_count, decoding, NONE)
         add("policies", "dllm-cache", grid_count, decoding, cache())
-        add("policies", "balanced", grid_count, decoding, BALANCED)
+        add("policies", "balanced", grid_count, decoding, SHOWN["balanced"])
         add("policies", "careful", grid_count, decoding, cache(block=True))
         for name in PUBLISHED:
             add("policies", name, grid_count, decoding, ["--policy", name])
@@ -87,7 +87,12 @@ def runs(main_count, grid_count, sweep_count):
                 cache(ratio=ratio, first=first))
     for similar in (0.9, 0.95, 0.98, 0.99, 0.999):
         add("similar", f"{similar}", sweep_count, "one",
-            cache(ratio=0.5) + ["--similar", str(similar)], STUDY)
+            cache(ratio=0.5, similar=similar))
+    for similar in ("none", 0.95, 0.99, 0.999):
+        for first in (True, False):
+            for decoding in ("one", FAST):
+                add("left-alone", f"{similar}-{'first' if first else 'all'}", grid_count, decoding,
+                    cache(response=32, ratio=0.25, first=first, block=True, similar=similar))
     for decoding, (name, options) in itertools.product(("one", FAST), SHOWN.items()):
         add("timing", name, 20, decoding, options)
     return table

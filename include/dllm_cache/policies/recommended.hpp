@@ -17,9 +17,10 @@ namespace dllm_cache {
 [[nodiscard]] inline DllmCachePolicy balanced_policy() {
   return {.prompt_interval = 100,
           .response_interval = 32,
-          .ratio = 0.125,
+          .ratio = 0.25,
           .refresh_first_layer = true,
-          .recompute_block = true};
+          .recompute_block = true,
+          .similarity_threshold = 0.99};
 }
 
 /// Cost first: a full forward a block, then the block alone. Of 2,000 questions it answered 97.7 %
