@@ -5,7 +5,6 @@
 #include <nlohmann/json.hpp>
 
 #include "dllm_cache/models/transformer_runner.hpp"
-#include "dllm_cache/version.hpp"
 #include "support/answer_file.hpp"
 #include "support/answering.hpp"
 #include "support/command_line.hpp"
@@ -36,7 +35,6 @@ struct Options {
 };
 
 void declare(CLI::App& app, Options& options) {
-  app.set_version_flag("--version", std::string(dllm_cache::version));
   app.add_option("--model", options.model, "Checkpoint folder with a vocab.txt (required)");
   app.add_option("--data", options.data,
                  "Questions, one JSON object a line: prompt, answer, gen_length and, optionally, "

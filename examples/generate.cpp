@@ -5,7 +5,6 @@
 #include <nlohmann/json.hpp>
 
 #include "dllm_cache/models/transformer_runner.hpp"
-#include "dllm_cache/version.hpp"
 #include "support/command_line.hpp"
 #include "support/generation.hpp"
 #include "support/open_model.hpp"
@@ -33,7 +32,6 @@ struct Options {
 };
 
 void declare(CLI::App& app, Options& options) {
-  app.set_version_flag("--version", std::string(dllm_cache::version));
   app.add_option("--model", options.model,
                  "Checkpoint folder: config.json and model.safetensors, or its shards with their "
                  "index (required)");

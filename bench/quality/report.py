@@ -13,7 +13,8 @@ import pathlib
 import study
 
 SHOWN_NAMES = {"none": "`exact`: none", "dllm-cache": "dLLM-Cache as published, 100 / 7 / 0.25",
-               "balanced": "`balanced`: dLLM-Cache, 100 / 32 / 0.125, active block recomputed",
+               "balanced": "`balanced`: dLLM-Cache, 100 / 32 / 0.25, active block recomputed, rows left "
+                           "alone from 0.99",
                "dual": "`fastest`: dual cache"}
 COLOURS = {"none": "#555555", "dllm-cache": "#d55e00", "block": "#009e73", "dual": "#0072b2",
            "other": "#cc79a7"}
@@ -173,11 +174,13 @@ SECTIONS = [
     ("Intervals", lambda r: short_table(r, "grid", "K_p - K_r - ratio")),
     ("Similarity threshold in place of a share, ratio 0.5 at most",
      lambda r: short_table(r, "similar", "left alone from")),
+    ("Similarity threshold with the active block, K_r 32, ratio 0.25: left alone from - layer 0 "
+     "refreshed first or cached as all", lambda r: answers_table(r, "left-alone")),
 ]
 
 
 def kind_of(setting, part):
-    if setting in ("balanced", "careful") or part == "block":
+    if setting in ("balanced", "careful") or part in ("block", "left-alone"):
         return "block"
     if setting in COLOURS:
         return setting
@@ -192,7 +195,8 @@ def draw_frontier(plt, results, path):
     seen = set()
     for name, result in results.items():
         part, setting, decoding = split(name)
-        if part not in ("main", "policies", "grid", "block", "ratio", "thresholds"):
+        if part not in ("main", "policies", "grid", "block", "left-alone", "ratio",
+                        "thresholds"):
             continue
         if part == "policies" and f"main/{setting}-{decoding}" in results:
             continue

@@ -8,6 +8,7 @@
 
 #include "dllm_cache/models/backend.hpp"
 #include "dllm_cache/models/parallel.hpp"
+#include "dllm_cache/version.hpp"
 #include "support/errors.hpp"
 #include "support/generation.hpp"
 #include "support/settings.hpp"
@@ -42,10 +43,11 @@ void declare_compute(CLI::App& app, ComputeSettings& settings);
 /// Writes every policy with its description and options: what `--policy list` shows.
 void list_policies(std::ostream& out);
 
-/// Parses the command line and runs the body: help and version end with 0, a bad option with 2 and
-/// one line on stderr, what the body throws as run_program() says.
+/// Adds `--version`, parses the command line and runs the body: help and version end with 0, a bad
+/// option with 2 and one line on stderr, what the body throws as run_program() says.
 template <class Body>
 int run_command_line(CLI::App& app, int argc, char** argv, Body&& body) {
+  app.set_version_flag("--version", std::string(dllm_cache::version));
   try {
     app.parse(argc, argv);
   } catch (const CLI::Success& help_or_version) {

@@ -324,6 +324,7 @@ TEST_CASE("dllm-eval: without a comparison nothing is said of one", "[programs]"
   CHECK(result.at("settings").at("policy") == "dllm-cache");
   CHECK(result.at("settings").at("policy_options").at("response_interval") == 32);  // balanced
   CHECK(result.at("settings").at("policy_options").at("recompute_block") == true);
+  CHECK(result.at("settings").at("policy_options").at("similarity_threshold") == 0.99);
   CHECK(result.at("settings").at("decoding").at("block_length") == 8);
 }
 
@@ -392,4 +393,5 @@ TEST_CASE("dllm-eval: bad options end with 2, bad files with 1", "[programs]") {
   check_refusal(eval("--model " + model.path().string() + " --data " + empty.string()), 2,
                 "no questions");
   CHECK(eval("--help").code == 0);
+  CHECK(eval("--version").code == 0);
 }

@@ -223,6 +223,7 @@ TEST_CASE("dllm-generate: a bad option ends with 2 and one line", "[programs]") 
   const std::string good = model("llada-tiny") + request("uncached-blocks");
   check_refusal(run(good + "--ratio 2"), 2, "ratio");
   check_refusal(run(good + "--ratio nan"), 2, "ratio");
+  check_refusal(run(good + "--similarity-threshold 2"), 2, "similarity_threshold");
   check_refusal(run(good + "--threads 0"), 2, "threads");
   check_refusal(run(good + "--no-cache --ratio 0.5"), 2, "--ratio");
   check_refusal(run(good + "--frobnicate"), 2, "frobnicate");
@@ -280,8 +281,10 @@ TEST_CASE("dllm-generate: a goal is the policy that the library recommends for i
   const Json balanced = rows("--policy balanced");
   CHECK(balanced == rows(""));
   CHECK(balanced ==
-        rows("--prompt-interval 100 --response-interval 32 --ratio 0.125 --recompute-block true"));
+        rows("--prompt-interval 100 --response-interval 32 --ratio 0.25 --recompute-block true "
+             "--similarity-threshold 0.99"));
   CHECK(rows("--policy fastest") == rows("--policy dual"));
+  CHECK(rows("--policy dllm-cache --similarity-threshold none") == rows("--policy dllm-cache"));
   CHECK(rows("--policy exact") == rows("--no-cache"));
   check_refusal(
       run(model("llada-tiny") + request("uncached-blocks") + "--policy balanced --ratio 0.5"), 2,

@@ -311,4 +311,5 @@ TEST_CASE("dllm-trace: bad options end with 2, a page that cannot be written wit
   check_refusal(run_program(program + "--trace " + trace + " --out /dev/null --vocab /nonexistent"),
                 "dllm-trace", 1, "vocab.txt");
   CHECK(run_program(program + "--help").code == 0);
+  CHECK(run_program(program + "--version").code == 0);
 }

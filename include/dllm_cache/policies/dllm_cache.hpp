@@ -26,7 +26,8 @@ struct DllmCachePolicy {
   /// 0 reuses everything and verifies nothing.
   double ratio = 0.25;
   /// Layer 0 recomputes every flowing row (in the repository since July 2025, commit 105ae18):
-  /// without it the embedding of a token just committed may be ignored until it is selected.
+  /// without it the embedding of a token just committed may be ignored until it is selected, and
+  /// masked rows, whose values there hang on no other row, are never selected.
   bool refresh_first_layer = true;
   /// Also recompute the active block in every step and verify the rows beside it alone. Not in the
   /// paper: what a masked row predicts hangs on the keys of tokens just committed, which leave its
