@@ -41,6 +41,26 @@ struct NearestMasksPolicy {
 static_assert(CachePolicy<NearestMasksPolicy>);
 // [readme]
 
+// [verify]
+/// A full forward every 16 steps; in between the active block, and of the other response rows
+/// those whose values turned.
+struct TurnedRowsPolicy {
+  PolicyTraits traits(const SequenceShape& shape) const {
+    return {.name = "turned-rows",
+            .stored_updates = {shape.prompt, shape.rows()},  // may be verified
+            .needs_block = true};
+  }
+
+  void plan(const StepContext& context, StepPlan& plan) const {
+    if (context.step % 16 == 0) return plan.recompute(context.live());
+    plan.verify(context.response(), context.shape.response - context.active_block().size(), 0.99);
+    plan.recompute(context.active_block());  // the stronger wish
+    const Index prompt = context.shape.prompt;
+    plan.recompute({prompt - context.shape.prediction_shift, prompt});  // predicts the first token
+  }
+};
+// [verify]
+
 namespace {
 
 struct Answer {
@@ -77,7 +97,8 @@ int main(int argc, char** argv) try {
                                   {"prefix", PrefixCachePolicy{}},
                                   {"dual", DualCachePolicy{}},
                                   {"dkv", DkvDecodePolicy{.refresh_interval = 8}},
-                                  {"nearest-masks", NearestMasksPolicy{}}};
+                                  {"nearest-masks", NearestMasksPolicy{}},
+                                  {"turned-rows", TurnedRowsPolicy{}}};
   std::printf("%-15s %16s %15s\n", "policy", "rows recomputed", "tokens as none");
   for (const Named& one : all) {
     const Answer answer = generate(runner, one.policy);

@@ -52,9 +52,10 @@ def uncached(result):
     return result.get("uncached", result)
 
 
-def saved(result, results):
+def saved(name, results):
     """How many times fewer operations than uncached, one token a step, a question."""
-    for part in ("main", "policies"):
+    result = results[name]
+    for part in (split(name)[0], "main", "policies"):
         plain = results.get(f"{part}/none-one")
         if plain:
             return plain["operations"] / plain["count"] * result["count"] / result["operations"]
@@ -90,7 +91,7 @@ def answers_table(results, part):
             f"| {percent(result['exact_match'])} [{percent(low)}, {percent(high)}] "
             f"| {against} "
             f"| {uncached(result)['operations'] / result['operations']:.1f}x "
-            f"| {saved(result, results):.1f}x |")
+            f"| {saved(f'{part}/{setting}-{decoding}', results):.1f}x |")
     return lines
 
 
@@ -102,17 +103,18 @@ def short_answers_table(results):
              "|---|---|---|---|---|---|---|"]
     for decoding, words in (("one", "one token a step"), (study.FAST, "threshold 0.995")):
         for setting, title in SHOWN_NAMES.items():
-            result = next((results[name] for part in ("main", "policies")
-                           if (name := f"{part}/{setting}-{decoding}") in results), None)
-            if not result:
+            name = next((name for part in ("main", "policies")
+                         if (name := f"{part}/{setting}-{decoding}") in results), None)
+            if not name:
                 continue
+            result = results[name]
             plain, against, same = "", "", ""
             if setting != "none":
                 plain = f" ({percent(uncached(result)['exact_match'])})"
                 against, same = points(result), percent(result["agreement"])
             lines.append(f"| {title} | {words} | {result['count']} "
                          f"| {percent(result['exact_match'])}{plain} | {against} | {same} "
-                         f"| {saved(result, results):.1f}x |")
+                         f"| {saved(f'{part}/{setting}-{decoding}', results):.1f}x |")
     return lines
 
 
@@ -205,7 +207,7 @@ def draw_frontier(plt, results, path):
         label = names[kind] if one and kind not in seen else None
         if one:
             seen.add(kind)
-        axis.plot(saved(result, results), 100 * result["exact_match"], "o" if one else "^",
+        axis.plot(saved(name, results), 100 * result["exact_match"], "o" if one else "^",
                   color=COLOURS[kind], markersize=8 if part == "main" else 4.5, label=label,
                   alpha=1 if part == "main" else 0.6)
     axis.plot([], [], "^", color="#999999", label="threshold decoding")
@@ -273,14 +275,14 @@ def main():
     if not options.write:
         print("\n".join(lines))
         return
-    fill(study.ROOT / "bench/RESULTS.md", "", lines)
-    fill(study.ROOT / "README.md", "readme ", short_answers_table(results))
     import matplotlib
     matplotlib.use("svg")
     matplotlib.rcParams["svg.hashsalt"] = "dllm-cache"  # same numbers, same picture
     import matplotlib.pyplot as plt
     draw_frontier(plt, results, options.results / "frontier.svg")
     draw_ratio(plt, results, options.results / "ratio.svg")
+    fill(study.ROOT / "bench/RESULTS.md", "", lines)
+    fill(study.ROOT / "README.md", "readme ", short_answers_table(results))
 
 
 if __name__ == "__main__":

@@ -24,11 +24,20 @@ template <class T>
   return {view.data, view.rows, view.cols, Eigen::OuterStride<>(view.stride)};
 }
 
-/// Views a row-major Eigen matrix `[rows, cols]` that is not const; it must outlive the view.
+/// Views a row-major Eigen matrix `[rows, cols]`, which must outlive the view.
 template <class Derived>
 requires(static_cast<bool>(Derived::IsRowMajor))
     [[nodiscard]] auto as_view(Eigen::PlainObjectBase<Derived>& matrix) {
   return dense_view(matrix.data(), matrix.rows(), matrix.cols());
 }
+/// The same, to be read only.
+template <class Derived>
+requires(static_cast<bool>(Derived::IsRowMajor))
+    [[nodiscard]] auto as_view(const Eigen::PlainObjectBase<Derived>& matrix) {
+  return dense_view(matrix.data(), matrix.rows(), matrix.cols());
+}
+/// A view of a temporary would dangle.
+template <class Derived>
+void as_view(const Eigen::PlainObjectBase<Derived>&& matrix) = delete;
 
 }  // namespace dllm_cache

@@ -14,6 +14,18 @@ using Mutable = MatrixView<float>;
 using Positions = std::span<const std::int32_t>;
 using Segments = std::span<const Segment<float>>;
 
+// ---- as_view ----
+
+template <class Matrix>
+concept Viewable = requires(Matrix && matrix) {
+  as_view(std::forward<Matrix>(matrix));
+};
+using Rows2 = RowMajorMatrix<float>;
+static_assert(std::is_same_v<decltype(as_view(std::declval<Rows2&>())), Mutable>);
+static_assert(std::is_same_v<decltype(as_view(std::declval<const Rows2&>())), Const>);
+static_assert(!Viewable<Rows2> && !Viewable<const Rows2>, "a view of a temporary dangles");
+static_assert(!Viewable<Eigen::MatrixXf&>, "columns lie together in it");
+
 // ---- TransformerLayer ----
 
 struct GoodLayer {
