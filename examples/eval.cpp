@@ -35,10 +35,13 @@ struct Options {
 };
 
 void declare(CLI::App& app, Options& options) {
-  app.add_option("--model", options.model, "Checkpoint folder with a vocab.txt (required)");
+  app.add_option("--model", options.model,
+                 "Checkpoint folder (required); a vocab.txt in it, one token a "
+                 "character, is needed for data that is text");
   app.add_option("--data", options.data,
-                 "Questions, one JSON object a line: prompt, answer, gen_length and, optionally, "
-                 "task (required)");
+                 "Questions, one JSON object a line: prompt and answer (text) or prompt_ids and "
+                 "answer_ids (token ids), gen_length and, optionally, task (required); without "
+                 "answers only agreement with the uncached run is measured");
   app.add_option("--json", options.json,
                  "Write everything measured to this file (- for standard output)");
   app.add_option("--count", options.count, "Only the first lines of the data")
@@ -98,15 +101,17 @@ int run(const Options& options) {
   const std::string policy = *settings.caching.policy;
   static_cast<void>(make_policy(settings.caching));  // refuse before a large model is opened
 
-  if (!Vocabulary::exists(options.model))
-    throw BadRequest("--model must have a vocab.txt, " + options.model + " has none");
-  const Vocabulary vocabulary(options.model);
-  const std::vector<Question> questions = read_questions(options.data, vocabulary, options.count);
+  std::optional<Vocabulary> vocabulary;
+  if (Vocabulary::exists(options.model)) vocabulary.emplace(options.model);
+  const std::vector<Question> questions =
+      read_questions(options.data, vocabulary ? &*vocabulary : nullptr, options.count);
   std::optional<SavedAnswers> reference;
   if (!options.reference.empty()) reference = read_answers(options.reference);
   const auto model = open_model(options.model, options.compute.model);
   const std::int32_t end = model->config.special.end_of_text;
-  if (end < 0) throw BadRequest("--model must have an end-of-text token, it has none");
+  if (end < 0 && questions.front().expected)
+    throw BadRequest("--model must have an end-of-text token to judge answers, it has none");
+  check_token_ids(questions, model->config.vocabulary);
   models::TransformerRunner runner(model, options.compute.threads);
   const AnswerOrigin origin =
       make_origin(options.model, questions, settings, runner.prediction_shift() > 0,
@@ -125,8 +130,7 @@ int run(const Options& options) {
     settings.caching.policy = "none";
     uncached = answer_all(runner, questions, settings, options);
   }
-  const Evaluation evaluation =
-      evaluate(questions, vocabulary, end, answers, uncached ? &*uncached : nullptr);
+  const Evaluation evaluation = evaluate(questions, end, answers, uncached ? &*uncached : nullptr);
 
   if (!options.json.empty()) {
     Json json = to_json(evaluation);

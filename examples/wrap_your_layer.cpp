@@ -132,6 +132,7 @@ Run run_by_hand(const ForeignModel& model, const AnyPolicy& policy, Index respon
       auto pass = workspace.begin_step(
           cache, {.block = block, .block_step = step, .masked = masked, .changed = changed});
       const RowMajorMatrix<float> x = run_layers(model, pass, tokens);
+      std::fill(changed.begin(), changed.end(), std::uint8_t{0});  // since the last step
       float surest = 0.0F;
       std::size_t place_of_surest = 0;
       std::int32_t token = mask;
@@ -147,10 +148,10 @@ Run run_by_hand(const ForeignModel& model, const AnyPolicy& policy, Index respon
         place_of_surest = static_cast<std::size_t>(row);
         token = static_cast<std::int32_t>(best);
       }
+      if (surest == 0.0F) continue;  // all rest: nothing to commit
       tokens[place_of_surest] = token;
-      masked[place_of_surest] = 0;
-      std::fill(changed.begin(), changed.end(), std::uint8_t{0});
-      changed[place_of_surest] = 1;  // since the last step: tells the policy what to look at
+      masked[place_of_surest] = token == mask;
+      changed[place_of_surest] = token != mask;  // tells the policy what to look at
     }
   }
   return {{tokens.begin() + prompt_rows, tokens.end()}, cache.counts()};

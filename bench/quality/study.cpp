@@ -87,7 +87,7 @@ int run(const Options& options) {
   if (options.criterion == "last-recomputed" && settings.caching.similarity_threshold)
     throw BadRequest("--similarity-threshold does not go with --criterion last-recomputed");
   const Vocabulary vocabulary(options.model);
-  const std::vector<Question> questions = read_questions(options.data, vocabulary, options.count);
+  const std::vector<Question> questions = read_questions(options.data, &vocabulary, options.count);
   const auto model = open_model(options.model, options.compute.model);
   models::TransformerRunner runner(model, options.compute.threads);
   const AnswerOrigin origin =
@@ -131,8 +131,8 @@ int run(const Options& options) {
         runner, [&] { return std::make_unique<Loop>(runner, dllm_cache::large_pages(), selector); },
         questions, settings, options.batch, show);
   }
-  const Evaluation evaluation = evaluate(questions, vocabulary, model->config.special.end_of_text,
-                                         answers, reference ? &reference->answers : nullptr);
+  const Evaluation evaluation = evaluate(questions, model->config.special.end_of_text, answers,
+                                         reference ? &reference->answers : nullptr);
   if (!options.json.empty()) {
     Json json = to_json(evaluation);
     json["settings"] = origin.policy;

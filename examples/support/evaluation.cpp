@@ -2,6 +2,8 @@
 #include "support/evaluation.hpp"
 
 #include <algorithm>
+#include <functional>
+#include <numeric>
 #include <set>
 
 #include "support/settings_json.hpp"
@@ -14,15 +16,18 @@ using Json = nlohmann::ordered_json;
 /// Judges one answer after the other.
 class Judge {
  public:
-  Judge(const std::vector<Question>& questions, const Vocabulary& vocabulary, std::int32_t end)
-      : m_questions(questions), m_vocabulary(vocabulary), m_end(end) {}
+  Judge(const std::vector<Question>& questions, std::int32_t end)
+      : m_questions(questions), m_end(end), m_knows(questions.front().expected.has_value()) {}
 
   [[nodiscard]] bool exact(const Answers& answers, std::size_t i) const {
-    return m_vocabulary.decode(answers.each[i].tokens, m_end) == m_questions[i].answer;
+    const auto& tokens = answers.each[i].tokens;
+    const auto& expected = *m_questions[i].expected;
+    const auto end = std::find(tokens.begin(), tokens.end(), m_end);
+    return std::equal(tokens.begin(), end, expected.begin(), expected.end());
   }
 
   [[nodiscard]] Index right_tokens(const Answers& answers, std::size_t i) const {
-    const auto& expected = m_questions[i].expected;
+    const auto& expected = *m_questions[i].expected;
     const auto& tokens = answers.each[i].tokens;
     Index right = 0;
     for (std::size_t at = 0; at < tokens.size(); ++at)
@@ -36,14 +41,17 @@ class Judge {
     std::vector<Index> right, tokens;
     for (const std::size_t i : group) {
       const Answer& answer = answers.each[i];
-      exact_answers += exact(answers, i) ? 1 : 0;
-      right.push_back(right_tokens(answers, i));
-      tokens.push_back(static_cast<Index>(answer.tokens.size()));
+      if (m_knows) {
+        exact_answers += exact(answers, i) ? 1 : 0;
+        right.push_back(right_tokens(answers, i));
+        tokens.push_back(static_cast<Index>(answer.tokens.size()));
+      }
       score.steps += answer.steps;
       score.forwards += answer.forwards;
       score.rows += answer.rows;
       score.cache_bytes = std::max(score.cache_bytes, answer.cache_bytes);
     }
+    if (!m_knows) return score;
     score.exact_match = share_of(exact_answers, static_cast<Index>(group.size()));
     score.character_accuracy = share_of_groups(right, tokens);
     return score;
@@ -52,16 +60,25 @@ class Judge {
   [[nodiscard]] Comparison compare(const Answers& answers, const Answers& uncached,
                                    const std::vector<std::size_t>& group) const {
     Index agreeing = 0, better = 0, worse = 0;
+    std::vector<Index> equal, tokens;
     for (const std::size_t i : group) {
-      agreeing += answers.each[i].tokens == uncached.each[i].tokens ? 1 : 0;
-      const bool here = exact(answers, i), there = exact(uncached, i);
-      better += here && !there ? 1 : 0;
-      worse += !here && there ? 1 : 0;
+      const auto &here = answers.each[i].tokens, &there = uncached.each[i].tokens;
+      agreeing += here == there ? 1 : 0;
+      equal.push_back(std::inner_product(here.begin(), here.end(), there.begin(), Index{0},
+                                         std::plus<>(), std::equal_to<>()));
+      tokens.push_back(static_cast<Index>(here.size()));
+      if (!m_knows) continue;
+      const bool right_here = exact(answers, i), right_there = exact(uncached, i);
+      better += right_here && !right_there ? 1 : 0;
+      worse += !right_here && right_there ? 1 : 0;
     }
     const auto count = static_cast<Index>(group.size());
-    return {.uncached = score(uncached, group),
-            .agreement = share_of(agreeing, count),
-            .paired = paired_difference(better, worse, count)};
+    Comparison comparison{.uncached = score(uncached, group),
+                          .agreement = share_of(agreeing, count),
+                          .token_agreement = share_of_groups(equal, tokens),
+                          .paired = {}};
+    if (m_knows) comparison.paired = paired_difference(better, worse, count);
+    return comparison;
   }
 
   [[nodiscard]] Result judge(const std::string& task, const std::vector<std::size_t>& group,
@@ -76,25 +93,29 @@ class Judge {
 
  private:
   const std::vector<Question>& m_questions;
-  const Vocabulary& m_vocabulary;
   std::int32_t m_end;
+  bool m_knows;  // the answers
 };
 
 Json interval_json(const Interval& interval) { return {interval.low, interval.high}; }
+Json value_json(const std::optional<Share>& share) { return share ? Json(share->value) : Json(); }
 
 // What a score says; the run's operations and seconds stand between.
 Json score_json(const Score& score, std::optional<double> operations,
                 std::optional<double> seconds) {
-  Json json = {{"exact_match", score.exact_match.value},
-               {"character_accuracy", score.character_accuracy.value},
+  Json json = {{"exact_match", value_json(score.exact_match)},
+               {"character_accuracy", value_json(score.character_accuracy)},
                {"steps", score.steps},
                {"forwards", score.forwards}};
   if (operations) json["operations"] = static_cast<std::uint64_t>(*operations);
   json["rows"] = rows_json(score.rows);
   json["cache_bytes"] = score.cache_bytes;
   if (seconds) json["seconds"] = *seconds;
-  json["intervals"] = {{"exact_match", interval_json(score.exact_match.interval)},
-                       {"character_accuracy", interval_json(score.character_accuracy.interval)}};
+  json["intervals"] = Json::object();
+  if (score.exact_match) {
+    json["intervals"]["exact_match"] = interval_json(score.exact_match->interval);
+    json["intervals"]["character_accuracy"] = interval_json(score.character_accuracy->interval);
+  }
   return json;
 }
 
@@ -106,26 +127,30 @@ Json result_json(const Result& result, const Evaluation* run) {
   json.update(
       score_json(result.score, of_run(&Evaluation::operations), of_run(&Evaluation::seconds)));
   json["agreement"] = nullptr;
+  json["token_agreement"] = nullptr;
   json["uncached"] = nullptr;
   json["paired"] = nullptr;
   if (result.comparison) {
-    const auto& [uncached, agreement, paired] = *result.comparison;
+    const auto& [uncached, agreement, tokens, paired] = *result.comparison;
     json["agreement"] = agreement.value;
+    json["token_agreement"] = tokens.value;
     json["intervals"]["agreement"] = interval_json(agreement.interval);
+    json["intervals"]["token_agreement"] = interval_json(tokens.interval);
     json["uncached"] = score_json(uncached, of_run(&Evaluation::uncached_operations),
                                   of_run(&Evaluation::uncached_seconds));
-    json["paired"] = {{"difference", paired.difference}, {"low", paired.interval.low},
-                      {"high", paired.interval.high},    {"p_value", paired.p_value},
-                      {"better", paired.better},         {"worse", paired.worse}};
+    if (paired)
+      json["paired"] = {{"difference", paired->difference}, {"low", paired->interval.low},
+                        {"high", paired->interval.high},    {"p_value", paired->p_value},
+                        {"better", paired->better},         {"worse", paired->worse}};
   }
   return json;
 }
 
 }  // namespace
 
-Evaluation evaluate(const std::vector<Question>& questions, const Vocabulary& vocabulary,
-                    std::int32_t end, const Answers& answers, const Answers* uncached) {
-  const Judge judge(questions, vocabulary, end);
+Evaluation evaluate(const std::vector<Question>& questions, std::int32_t end,
+                    const Answers& answers, const Answers* uncached) {
+  const Judge judge(questions, end);
   std::vector<std::size_t> all(questions.size());
   std::set<std::string> tasks;
   for (std::size_t i = 0; i < questions.size(); ++i) {

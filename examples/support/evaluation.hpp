@@ -9,15 +9,17 @@
 #include "support/answering.hpp"
 #include "support/question.hpp"
 #include "support/statistics.hpp"
-#include "support/vocabulary.hpp"
 
 namespace programs {
 
 /// How good the answers to some questions are, and what they took.
 struct Score {
-  Share exact_match;         ///< Answers, up to the first end-of-text, equal to the expected one.
-  Share character_accuracy;  ///< Tokens equal to the expected answer padded with end-of-text.
-  Index steps = 0;           ///< Of all sequences.
+  /// Both are empty where no answers are known.
+  std::optional<Share> exact_match;         ///< Answers equal to the expected one, up to the first
+                                            ///< end-of-text.
+  std::optional<Share> character_accuracy;  ///< Tokens equal to the expected answer padded with
+                                            ///< end-of-text.
+  Index steps = 0;                          ///< Of all sequences.
   Index forwards = 0;
   dllm_cache::RowCounts rows;
   Index cache_bytes = 0;  ///< Of the question that needs most.
@@ -26,8 +28,9 @@ struct Score {
 /// The same answers beside those of an uncached run.
 struct Comparison {
   Score uncached;
-  Share agreement;          ///< Questions all of whose tokens are the uncached ones.
-  PairedDifference paired;  ///< Of exact_match.
+  Share agreement;                         ///< Questions all of whose tokens are the uncached ones.
+  Share token_agreement;                   ///< Tokens that are the uncached ones.
+  std::optional<PairedDifference> paired;  ///< Of exact_match.
 };
 
 /// Results of a group of questions.
@@ -49,9 +52,8 @@ struct Evaluation {
 };
 
 /// Judges answers, one a question and at least one; `uncached` may be null, `end` is the model's
-/// end-of-text token.
-[[nodiscard]] Evaluation evaluate(const std::vector<Question>& questions,
-                                  const Vocabulary& vocabulary, std::int32_t end,
+/// end-of-text token, only read where answers are known.
+[[nodiscard]] Evaluation evaluate(const std::vector<Question>& questions, std::int32_t end,
                                   const Answers& answers, const Answers* uncached);
 
 /// Everything in an evaluation as JSON: shares as fractions, null where nothing was compared.

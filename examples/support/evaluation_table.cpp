@@ -40,18 +40,30 @@ std::string shorten(const std::string& name, std::size_t most) {
   return name.size() <= most ? name : name.substr(0, most - 1) + "~";
 }
 
+std::string agreement_by_task(const Evaluation& evaluation) {
+  std::string text;
+  for (const Result& task : evaluation.tasks) {
+    if (!task.comparison) continue;
+    if (text.empty()) text = print("\n%-12s %6s %-25s\n", "task", "count", "agreement [95 %]");
+    text += print("%-12s %6td %s\n", shorten(task.task, 12).c_str(), task.count,
+                  share(task.comparison->agreement).c_str());
+  }
+  return text;
+}
+
 std::string tasks_table(const Evaluation& evaluation) {
-  std::string text = print("\n%-12s %6s %-25s", "task", "count", "exact match [95 %]");
   const bool compared = evaluation.overall.comparison.has_value();
+  if (!evaluation.overall.score.exact_match) return agreement_by_task(evaluation);
+  std::string text = print("\n%-12s %6s %-25s", "task", "count", "exact match [95 %]");
   text += compared ? print(" %8s %6s %6s %5s %4s\n", "uncached", "agree", "better", "worse", "p")
                    : std::string("\n");
   for (const Result& task : evaluation.tasks) {
     text += print("%-12s %6td %-25s", shorten(task.task, 12).c_str(), task.count,
-                  share(task.score.exact_match).c_str());
+                  share(*task.score.exact_match).c_str());
     if (task.comparison)
-      text += print(" %8.4f %6.4f %6td %5td %4.2f", task.comparison->uncached.exact_match.value,
-                    task.comparison->agreement.value, task.comparison->paired.better,
-                    task.comparison->paired.worse, task.comparison->paired.p_value);
+      text += print(" %8.4f %6.4f %6td %5td %4.2f", task.comparison->uncached.exact_match->value,
+                    task.comparison->agreement.value, task.comparison->paired->better,
+                    task.comparison->paired->worse, task.comparison->paired->p_value);
     text += '\n';
   }
   return text;
@@ -69,15 +81,19 @@ std::string to_table(const Evaluation& evaluation) {
   };
   std::string text =
       line(print("%td questions", all.count).c_str(), "this run", compared ? "uncached" : "");
-  text += of_both("exact match", here.exact_match, there.exact_match);
-  text += of_both("character accuracy", here.character_accuracy, there.character_accuracy);
+  if (here.exact_match) {
+    text += of_both("exact match", *here.exact_match, *there.exact_match);
+    text += of_both("character accuracy", *here.character_accuracy, *there.character_accuracy);
+  }
   if (compared) {
-    const PairedDifference& paired = all.comparison->paired;
     text += line("agreement", share(all.comparison->agreement), "");
-    text += line(
-        "difference",
-        print("%+.4f [%+.4f, %+.4f]", paired.difference, paired.interval.low, paired.interval.high),
-        print("%td better, %td worse, p = %.2g", paired.better, paired.worse, paired.p_value));
+    text += line("tokens the same", share(all.comparison->token_agreement), "");
+    if (const auto& paired = all.comparison->paired)
+      text += line(
+          "difference",
+          print("%+.4f [%+.4f, %+.4f]", paired->difference, paired->interval.low,
+                paired->interval.high),
+          print("%td better, %td worse, p = %.2g", paired->better, paired->worse, paired->p_value));
   }
   text += cost("steps", here.steps, there.steps, compared);
   text += cost("forwards", here.forwards, there.forwards, compared);
@@ -90,8 +106,10 @@ std::string to_table(const Evaluation& evaluation) {
   text +=
       line("feature bytes", number(here.cache_bytes), compared ? number(there.cache_bytes) : "");
   if (!evaluation.tasks.empty()) text += tasks_table(evaluation);
+  if (!compared && !here.exact_match) return text;
   text += "\n95 % intervals: Wilson";
-  if (compared) text += "; difference: paired normal (Agresti-Min); exact McNemar p";
+  if (compared && here.exact_match)
+    text += "; difference: paired normal (Agresti-Min); exact McNemar p";
   text += '\n';
   return text;
 }

@@ -92,7 +92,10 @@ GenerationResult run(TransformerRunner& runner, const Request& request, const Wa
 }  // namespace
 
 Index planned_steps(const Request& request) {
-  const dllm_cache::DecodingOptions options = decoding_options(request.settings.decoding, false);
+  const DecodingSettings& settings = request.settings.decoding;
+  // The model is not known yet; only Dream's takes eps without alg.
+  const dllm_cache::DecodingOptions options =
+      decoding_options(settings, settings.eps.has_value() && !settings.alg);
   return options.steps == 0 || !dllm_cache::is_counted(options.commit) ? options.response
                                                                        : options.steps;
 }

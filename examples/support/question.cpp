@@ -10,40 +10,83 @@
 namespace programs {
 namespace {
 
-Question parse_question(const std::string& line, const std::string& where,
-                        const Vocabulary& vocabulary) {
-  const nlohmann::json json = parse_object(line, where, "a question");
-  const JsonReader reader(json, where);
-  constexpr std::array<std::string_view, 4> known = {"prompt", "answer", "gen_length", "task"};
-  reader.refuse_others(known);
-  std::optional<std::string> prompt, answer, task;
-  std::optional<Index> gen_length;
+// The token ids of a key, where it is there.
+std::optional<std::vector<std::int32_t>> read_ids(const JsonReader& reader, const char* key) {
+  const char* legal = "a list of token ids in [0, 2^31)";
+  const nlohmann::json* list = reader.find(key);
+  if (list == nullptr) return std::nullopt;
+  if (!list->is_array()) reader.refuse(key, legal, *list);
+  std::vector<std::int32_t> ids;
+  for (const nlohmann::json& id : *list) {
+    constexpr auto largest = static_cast<std::uint64_t>(std::numeric_limits<std::int32_t>::max());
+    if (!id.is_number_unsigned() || id.get<std::uint64_t>() > largest)
+      reader.refuse(key, legal, id);
+    ids.push_back(id.get<std::int32_t>());
+  }
+  return ids;
+}
+
+// A line of text, or nothing where it holds token ids.
+std::optional<std::string> read_text_line(const JsonReader& reader, const std::string& where,
+                                          const Vocabulary* vocabulary, Question& to) {
+  std::optional<std::string> prompt, answer;
   reader.read("prompt", prompt);
   reader.read("answer", answer);
+  if (reader.find("prompt_ids") != nullptr || reader.find("answer_ids") != nullptr) {
+    if (prompt || answer)
+      throw BadRequest(where +
+                       ": must hold text (prompt, answer) or token ids (prompt_ids, "
+                       "answer_ids), got both");
+    return std::nullopt;
+  }
+  if (!prompt) reader.refuse("prompt", "a string, or prompt_ids a list of token ids", nullptr);
+  if (vocabulary == nullptr)
+    throw BadRequest(where +
+                     ": prompt is text, which needs a model with a vocab.txt; give "
+                     "prompt_ids (examples/text.py questions makes them)");
+  to.prompt = vocabulary->encode(*prompt, where + ": prompt");
+  if (answer) {
+    to.answer = *answer;
+    to.expected = vocabulary->encode(*answer, where + ": answer");
+  }
+  return prompt;
+}
+
+Question parse_question(const std::string& line, const std::string& where,
+                        const Vocabulary* vocabulary) {
+  const nlohmann::json json = parse_object(line, where, "a question");
+  const JsonReader reader(json, where);
+  constexpr std::array<std::string_view, 6> known = {"prompt",     "answer",     "prompt_ids",
+                                                     "answer_ids", "gen_length", "task"};
+  reader.refuse_others(known);
+  Question question{.where = where};
+  question.is_text = read_text_line(reader, where, vocabulary, question).has_value();
+  if (!question.is_text) {
+    const auto prompt = read_ids(reader, "prompt_ids");
+    if (!prompt) reader.refuse("prompt_ids", "a list of token ids", nullptr);
+    question.prompt = *prompt;
+    question.expected = read_ids(reader, "answer_ids");
+  }
+  std::optional<Index> gen_length;
+  std::optional<std::string> task;
   reader.read("gen_length", gen_length);
   reader.read("task", task);
-  if (!prompt) reader.refuse("prompt", "a string", nullptr);
-  if (!answer) reader.refuse("answer", "a string", nullptr);
   if (!gen_length || *gen_length < 1)
     reader.refuse("gen_length", "an integer of at least 1",
                   gen_length ? nlohmann::json(*gen_length) : nlohmann::json());
-  Question question{.where = where,
-                    .prompt = vocabulary.encode(*prompt, where + ": prompt"),
-                    .answer = *answer,
-                    .expected = vocabulary.encode(*answer, where + ": answer"),
-                    .gen_length = *gen_length,
-                    .task = task.value_or("")};
-  if (static_cast<Index>(question.expected.size()) > question.gen_length)
+  question.gen_length = *gen_length;
+  question.task = task.value_or("");
+  if (question.expected && static_cast<Index>(question.expected->size()) > question.gen_length)
     throw BadRequest(
         where + ": answer must be at most gen_length = " + std::to_string(question.gen_length) +
-        " tokens, got " + std::to_string(question.expected.size()));
+        " tokens, got " + std::to_string(question.expected->size()));
   return question;
 }
 
 }  // namespace
 
 std::vector<Question> read_questions(const std::filesystem::path& path,
-                                     const Vocabulary& vocabulary, std::optional<Index> count) {
+                                     const Vocabulary* vocabulary, std::optional<Index> count) {
   std::istringstream text(read_text(path));
   std::vector<Question> questions;
   std::string line;
@@ -56,7 +99,27 @@ std::vector<Question> read_questions(const std::filesystem::path& path,
   if (count && static_cast<Index>(questions.size()) < *count)
     throw BadRequest("count must be at most " + std::to_string(questions.size()) +
                      ", the lines of " + path.string() + ", got " + std::to_string(*count));
+  for (const Question& question : questions)
+    if (question.expected.has_value() != questions.front().expected.has_value())
+      throw BadRequest(question.where +
+                       ": an answer must be in every line or in none, the first "
+                       "line has " +
+                       (questions.front().expected ? "one" : "none"));
   return questions;
+}
+
+void check_token_ids(const std::vector<Question>& questions, Index vocabulary) {
+  const auto check = [&](const Question& question, const char* key,
+                         const std::vector<std::int32_t>& ids) {
+    for (const std::int32_t id : ids)
+      if (id >= vocabulary)
+        throw BadRequest(question.where + ": " + key + " must hold token ids in [0, " +
+                         std::to_string(vocabulary) + "), got " + std::to_string(id));
+  };
+  for (const Question& question : questions) {
+    check(question, "prompt_ids", question.prompt);
+    if (question.expected) check(question, "answer_ids", *question.expected);
+  }
 }
 
 std::string fingerprint(const std::vector<Question>& questions) {
@@ -65,6 +128,10 @@ std::string fingerprint(const std::vector<Question>& questions) {
     all.add(static_cast<std::uint64_t>(question.prompt.size()));
     all.add(std::as_bytes(std::span(question.prompt)));
     all.add(question.answer);
+    if (!question.is_text && question.expected) {
+      all.add(static_cast<std::uint64_t>(question.expected->size()));
+      all.add(std::as_bytes(std::span(*question.expected)));
+    }
     all.add(static_cast<std::uint64_t>(question.gen_length));
   }
   return all.text();

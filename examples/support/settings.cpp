@@ -55,10 +55,11 @@ Settings merge(const Settings& stronger, const Settings& weaker) {
   DecodingSettings& s = merged.decoding;
   using D = DecodingSettings;
   if (!has_rule(s))
-    fill(s, weaker.decoding, &D::threshold, &D::factor, &D::entropy_bound, &D::tokens_per_step);
+    fill(s, weaker.decoding, &D::threshold, &D::factor, &D::entropy_bound, &D::tokens_per_step,
+         &D::eps);
   fill(s, weaker.decoding, &D::gen_length, &D::block_length, &D::steps, &D::temperature, &D::top_p,
        &D::top_k, &D::seed, &D::guidance_scale, &D::guidance_interval, &D::remasking, &D::alg,
-       &D::eps, &D::alg_temp, &D::early_stop);
+       &D::alg_temp, &D::early_stop);
   using P = PolicySettings;
   fill(merged.caching, weaker.caching, &P::policy, &P::prompt_interval, &P::response_interval,
        &P::ratio, &P::refresh_first_layer, &P::recompute_block, &P::similarity_threshold,
@@ -85,10 +86,14 @@ d::DecodingOptions decoding_options(const DecodingSettings& settings, bool dream
     options.confidence = d::Confidence::Random;
   else if (remasking != "low_confidence")
     throw BadRequest("remasking must be low_confidence or random, got \"" + remasking + "\"");
+  if (settings.remasking && (settings.alg || dream))
+    throw BadRequest("remasking belongs to LLaDA, it does not go with alg \"" +
+                     settings.alg.value_or("entropy") + "\", got \"" + remasking + "\"");
   if (settings.alg || dream)
     set_algorithm(options, settings.alg.value_or("entropy"), settings.eps.value_or(1e-3));
   else if (settings.eps)
-    throw BadRequest("eps belongs to alg, which is not given");
+    throw BadRequest("eps belongs to alg, which is not given, got " +
+                     std::to_string(*settings.eps));
   options.top_p = settings.top_p.value_or(1.0);
   options.top_k = settings.top_k.value_or(0);
   options.order_temperature = settings.alg_temp.value_or(0.0);
@@ -98,6 +103,11 @@ d::DecodingOptions decoding_options(const DecodingSettings& settings, bool dream
   if (rules > 1)
     throw BadRequest(
         "at most one of threshold, factor, entropy_bound and tokens_per_step may be given");
+  if (rules > 0 && settings.eps)
+    throw BadRequest(
+        "eps belongs to a schedule of steps, it does not go with threshold, factor, "
+        "entropy_bound or tokens_per_step, got " +
+        std::to_string(*settings.eps));
   if (settings.threshold) options.commit = d::ThresholdCommit{*settings.threshold};
   if (settings.factor) options.commit = d::FactorCommit{*settings.factor};
   if (settings.entropy_bound) options.commit = d::EntropyBoundCommit{*settings.entropy_bound};

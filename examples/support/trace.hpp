@@ -19,9 +19,10 @@ using dllm_cache::Index;
 /// Names follow the golden cases: `final_tokens` I64 [batch, response], `tokens_before_step` I64
 /// [steps, batch, response], `prompt_tokens` I64 [batch, prompt], `step_of_forward` I64 [batch,
 /// forwards], `stepN.layerL.selected` I64 [batch, k] and `.similarity` F32
-/// [batch, response] where a layer verified response rows (row 0 is the first response row), and
-/// `stepN.layerL.treatment` U8 [batch, rows]: 0 absent, 1 reused, 2 verified, 3 recomputed. When
-/// the sequences differ in length or steps, each has its own tensors, named `sequenceI.` + name.
+/// [batch, verified response rows] where a layer verified some (row 0 is the first response row),
+/// and `stepN.layerL.treatment` U8 [batch, rows]: 0 absent, 1 reused, 2 verified, 3 recomputed.
+/// Where two sequences' tensors would differ in size (length, steps, rows verified or selected),
+/// each has its own, named `sequenceI.` + name.
 /// With guidance N counts the forwards of the sequence: of a step first the conditional one, then,
 /// where it is due, the unconditional one; `step_of_forward` says which step each belongs to.
 class Trace {

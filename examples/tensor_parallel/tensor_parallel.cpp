@@ -52,7 +52,7 @@ Job prepare(const Options& options, const Ranks& ranks) {
   settings = merge({.decoding = options.settings.decoding,
                     .caching = with_implied_policy(options.settings.caching)},
                    settings);
-  check_policy_options(options.settings.caching, settings.caching.policy.value_or("dllm-cache"));
+  check_policy_options(options.settings.caching, settings.caching.policy.value_or(default_policy));
   job.model = load_slice(options.model, ranks, options.compute.model);
   return job;
 }

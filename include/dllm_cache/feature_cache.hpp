@@ -75,7 +75,8 @@ class FeatureCache {
     return copy;
   }
 
-  /// Begins a new sequence with the same policy, reusing memory where it suffices. Throws
+  /// Begins a new sequence with the same policy and the selector as it is, reusing memory where it
+  /// suffices. Throws
   /// std::logic_error while a pass is open, std::invalid_argument and std::bad_alloc; then nothing
   /// has changed.
   void reset(const SequenceShape& shape) {

@@ -179,6 +179,6 @@ struct StepPlan {
 inline constexpr Index never = std::numeric_limits<Index>::max();
 
 /// The largest step or count that a sequence can be resumed with: from there no run overflows.
-inline constexpr Index most_counted = never / 2;
+inline constexpr Index most_counted = never / 4;
 
 }  // namespace dllm_cache

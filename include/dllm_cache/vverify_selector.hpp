@@ -12,7 +12,7 @@
 namespace dllm_cache {
 
 /// What one pass over a fresh and a cached value row leaves behind: enough for their cosine.
-/// A tensor-parallel runtime adds these three numbers over its ranks between the two stages.
+/// A tensor-parallel runtime adds these three numbers over its ranks at the end of accumulate().
 struct SimilaritySums {
   double dot = 0.0;            ///< fresh . cached, both as stored.
   double fresh_square = 0.0;   ///< fresh . fresh
@@ -34,7 +34,7 @@ struct SimilaritySums {
          (std::max(sums.fresh_square, 1e-16) * std::max(sums.cached_square, 1e-16));
 }
 
-/// Cosine similarity of a row's fresh and cached values, for reports.
+/// Cosine similarity of a row's fresh and cached values, for thresholds and reports.
 [[nodiscard]] inline double similarity(const SimilaritySums& sums) {
   const double square = signed_square_cosine(sums);
   return std::copysign(std::sqrt(std::abs(square)), square);
@@ -60,9 +60,9 @@ concept SelectsRows = requires(S& selector, std::span<const SimilaritySums> sums
 ///
 /// Rules no concept can check: `accumulate` sees fresh `[m, kv]` and cached `[m, kv]` values of the
 /// same rows, must leave the fresh values, rounded, in `cached`, and writes one entry of `sums` a
-/// row; `select` is given the sums of all verified rows of one sequence in row order and leaves at
-/// most `count` ascending places in `selected`. Neither allocates once it has seen its largest
-/// size.
+/// row, of the whole row: its similarity is compared with the plan's threshold; `select` is given
+/// the sums of all verified rows of one sequence in row order and leaves at most `count` ascending
+/// places in `selected`. Neither allocates once it has seen its largest size.
 template <class S, class Scalar, class Stored>
 concept RowSelector = std::copyable<S> && AccumulatesSums<S, Scalar, Stored> && SelectsRows<S>;
 

@@ -69,6 +69,7 @@ class Workspace {
   void add_updates(MatrixView<Scalar> x, MatrixView<const Scalar> u, Index layer);
 
   void pack_rows();
+  void reserve_scratch();
   [[nodiscard]] MatrixView<const Scalar> gather(MatrixView<const Scalar> x,
                                                 const std::vector<Index>& rows);
   void select_rows(Sequence& sequence);

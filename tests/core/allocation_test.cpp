@@ -98,10 +98,41 @@ TEST_CASE("Allocations: a verified step allocates nothing that a full step did n
   REQUIRE(allocations([&] { step<float>(workspace, one, inputs, memory, random); }) == 0);
 }
 
+TEST_CASE("Allocations: none when a threshold selects more rows than ever before", "[allocation]") {
+  RandomNumbers random(9);
+  Workspace<float> workspace;
+  FeatureCache<float> cache(model, {.prompt = 6, .response = 24},
+                            DllmCachePolicy{.prompt_interval = never,
+                                            .response_interval = never,
+                                            .ratio = 1.0,
+                                            .recompute_block = true,
+                                            .similarity_threshold = 0.9999});
+  const StepInput input{.block = {6, 10}};
+  std::vector<float> start = random.vector<float>(30 * model.width), memory = start;
+  const auto step = [&](Index turned) {
+    memory = start;
+    for (Index row = 30 - turned; row < 30; row += 2)  // they lie apart
+      for (Index col = 0; col < model.width; ++col)
+        memory[static_cast<std::size_t>(row * model.width + col)] *= col % 2 == 0 ? -1.0F : 1.0F;
+    auto pass = workspace.begin_step(cache, input);
+    float* const flowing = memory.data() + (30 - pass.flow()) * model.width;
+    for (Index layer = 0; layer < model.layers; ++layer)
+      pass.layer(ThriftyLayer<float>{}, dense_view(flowing, pass.flow(), model.width));
+    return static_cast<Index>(pass.recomputed().size());
+  };
+  step(0);
+  step(0);  // the layer's values hang on the place of a row: all seem to have turned
+  const Index few = step(0);
+  Index many = 0;
+  REQUIRE(allocations([&] { many = step(16); }) == 0);
+  CHECK(few == 4);
+  CHECK(many > few);
+}
+
 TEST_CASE("Allocations: none after a step that was dropped", "[allocation]") {
   RandomNumbers random(7);
   Workspace<float> workspace;
-  FeatureCache<float> cache(model, {.prompt = 4, .response = 9}, DllmCachePolicy{5, 2, 0.5});
+  FeatureCache<float> cache(model, {.prompt = 4, .response = 9}, DllmCachePolicy{never, 2, 0.5});
   const std::vector<FeatureCache<float>*> one{&cache};
   const std::vector<StepInput> inputs(1);
   std::vector<float> memory(static_cast<std::size_t>(13 * model.width));

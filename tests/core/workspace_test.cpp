@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <catch2/catch.hpp>
+#include <limits>
 #include <vector>
 
 #include "dllm_cache/policies/dllm_cache.hpp"
@@ -441,7 +442,8 @@ TEST_CASE("Workspace: batches that do not fit together are refused", "[workspace
   REQUIRE_THAT(message({}, 0), Contains("got 0 caches and 0 inputs"));
   REQUIRE_THAT(message({&cache}, 2), Contains("got 1 caches and 2 inputs"));
   REQUIRE_THAT(message({&cache, nullptr}, 2), Contains("a cache of the batch is null"));
-  REQUIRE_THAT(message({&cache, &other}, 2), Contains("must have one model shape"));
+  REQUIRE_THAT(message({&cache, &other}, 2),
+               Contains("must have one model shape, that of cache 1 is not"));
   REQUIRE_FALSE(cache.planner().step_open());
 }
 
@@ -624,12 +626,15 @@ TEST_CASE("Workspace: a callback that throws makes every cache of the batch stal
 
 namespace {
 
-// A selector of one's own: picks the places it is told, whatever the sums are.
+// A selector of one's own: picks the places it is told, whatever the sums are. Its sums are no
+// cosines.
 struct ToldSelector {
   std::vector<Index> told;
   void accumulate(MatrixView<const float> fresh, MatrixView<float> cached,
                   std::span<SimilaritySums> sums) const {
     VVerifySelector<float>().accumulate(fresh, cached, sums);
+    for (SimilaritySums& one : sums)
+      one = {std::numeric_limits<double>::infinity(), 1.0, 1.0};  // similarity: infinite
   }
   void select(std::span<const SimilaritySums>, Index, std::vector<Index>& selected) const {
     selected = told;

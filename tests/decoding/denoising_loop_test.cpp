@@ -296,7 +296,7 @@ TEST_CASE("DenoisingLoop: a callback may restart the sequence that it is told of
   std::vector<Index> told;
   loop.run([&](const StepReport& report) {
     if (report.id == 0 && report.finished && told.empty()) {
-      CHECK_THAT(refused_call([&] { loop.step(); }), Contains("step() while it tells of a step"));
+      CHECK_THAT(refused_call([&] { loop.step(); }), Contains("step() while a step runs"));
       CHECK_THAT(refused_call([&] { loop.restart(1, second.prompt, second.options); }),
                  Contains("restart() of sequence 1, whose report is still to come"));
       loop.restart(0, second.prompt, second.options);
@@ -435,6 +435,34 @@ TEST_CASE("DenoisingLoop: a callback cancels everything, and a later run goes on
   }));
   for (std::size_t i = 0; i < jobs.size(); ++i)
     CHECK(recorder.of(static_cast<Index>(i)) == run_alone<Model>(fresh, jobs[i]));
+}
+
+TEST_CASE("DenoisingLoop: a run that is cancelled in its last step says so", "[denoising_loop]") {
+  Model model(seed);
+  Loop loop(model);
+  loop.add(Tokens{1, 2}, {.response = 3}, NoCache{});
+  CHECK_FALSE(loop.run([](const StepReport& report) { return !report.finished; }));
+  CHECK(loop.finished());
+  CHECK(loop.run([](const StepReport&) { return false; }));  // nothing is left to cancel
+}
+
+TEST_CASE("DenoisingLoop: a step within a step is refused, and harms nothing",
+          "[denoising_loop][refusal]") {
+  const Model fresh(seed);
+  const Job job{{1, 2}, {.response = 4}, DualCachePolicy{}};
+  Model model = fresh;
+  Loop loop(model);
+  loop.add(job.prompt, job.options, job.policy);
+  Index asked = 0;
+  const auto ask = [&] {
+    ++asked;
+    CHECK_THAT(refused_call([&] { loop.step(); }), Contains("step() while a step runs"));
+  };
+  loop.observer.on_layer = [&](const Loop::PassType&, Index) { ask(); };
+  loop.observer.on_logits = [&](Index, Index, std::span<const float>) { ask(); };
+  loop.run();
+  CHECK(asked > 8);
+  CHECK(std::ranges::equal(loop.sequence(0).tokens(), run_alone<Model>(fresh, job).tokens.back()));
 }
 
 TEST_CASE("DenoisingLoop: a callback stops one sequence, the others are what they are alone",

@@ -399,8 +399,10 @@ TEST_CASE("SequenceState: a bad option is refused by field, range and value",
   refused({.sampling = Sampling::Categorical, .top_p = not_a_number},
           "top_p must be in (0, 1], got nan");
   refused({.sampling = Sampling::Categorical, .top_k = -1}, "top_k must be at least 0, got -1");
-  refused({.top_p = 0.5}, "top_p and top_k need Sampling::Categorical");
-  refused({.top_k = 2}, "top_p and top_k need Sampling::Categorical");
+  refused({.top_p = 0.5}, "top_p and top_k need Sampling::Categorical, got top_p 0.5 and top_k 0");
+  refused({.top_k = 2}, "top_p and top_k need Sampling::Categorical, got top_p 1 and top_k 2");
+  refused({.sampling = Sampling::Categorical, .top_p = 1.0000000000000002},
+          "top_p must be in (0, 1], got 1.0000000000000002");
   refused({.commit = BernoulliCommit{}}, "commit BernoulliCommit needs Confidence::Random");
   refused({.order_temperature = -1.0}, "order_temperature must be finite and at least 0, got -1");
   refused({.order_temperature = infinity},

@@ -225,6 +225,11 @@ TEST_CASE("dllm-generate: a bad option ends with 2 and one line", "[programs]") 
   check_refusal(run(good + "--ratio nan"), 2, "ratio");
   check_refusal(run(good + "--similarity-threshold 2"), 2, "similarity_threshold");
   check_refusal(run(good + "--threads 0"), 2, "threads");
+  check_refusal(run(good + "--remasking random --alg entropy"), 2, "remasking belongs to LLaDA");
+  check_refusal(run(good + "--alg entropy --eps 0.01 --threshold 0.9"), 2, "eps belongs to");
+  check_refusal(run(good + "--eps 0.01"), 2, "eps belongs to alg");
+  const std::string dream = model("dream-tiny") + request("dream-uncached-entropy");
+  check_refusal(run(dream + "--remasking random"), 2, "remasking belongs to LLaDA");
   check_refusal(run(good + "--no-cache --ratio 0.5"), 2, "--ratio");
   check_refusal(run(good + "--frobnicate"), 2, "frobnicate");
   check_refusal(run(model("llada-tiny")), 2, "--request");

@@ -17,7 +17,7 @@ using Segments = std::span<const Segment<float>>;
 // ---- as_view ----
 
 template <class Matrix>
-concept Viewable = requires(Matrix && matrix) {
+concept Viewable = requires(Matrix&& matrix) {
   as_view(std::forward<Matrix>(matrix));
 };
 using Rows2 = RowMajorMatrix<float>;

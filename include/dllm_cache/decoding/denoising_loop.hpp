@@ -71,8 +71,8 @@ class DenoisingLoop {
 
   /// Adds a copy of a sequence as it stands between two steps, with features of its own, and
   /// returns its number. The copy draws the random numbers of sequence `random_sequence` from here
-  /// on: another number, another continuation. Throws std::logic_error where save() does, and like
-  /// sequence().
+  /// on: another number, another continuation. Throws std::logic_error when its features were
+  /// released or it is part of a step that threw, and like sequence().
   Index clone(Index id, std::uint64_t random_sequence) {
     const Slot& original = resting(id, "clone");
     auto copy = std::make_unique<Slot>(original.clone(sequences()));
@@ -86,6 +86,7 @@ class DenoisingLoop {
   /// when its policy does not name its options, and like sequence().
   void save(Index id, SnapshotWriter& out) const {
     const Slot& held = resting(id, "save");
+    static_cast<void>(detail::named_options(held.cache->planner()));  // before anything is written
     held.state.save(out);
     held.save(out);
   }
@@ -108,7 +109,8 @@ class DenoisingLoop {
   Index restore(SnapshotReader&& in, const AnyPolicy& policy) { return restore(in, policy); }
 
   /// Begins a new sequence in place of one that takes no further steps, under the same number and
-  /// policy; its memory is used again where it suffices. Throws std::logic_error where release()
+  /// policy, with a new copy of the selector; the features of its conditional run use the same
+  /// memory where it suffices. Throws std::logic_error where release()
   /// does, when the features were released and while a report of the sequence is still to come (in
   /// the callback of step()), and like add(); then nothing has changed.
   void restart(Index id, std::span<const std::int32_t> prompt, const DecodingOptions& options) {
@@ -126,16 +128,20 @@ class DenoisingLoop {
     std::optional<detail::UnconditionalRun<Cache>> guided;
     if (options.guidance_scale > 0.0) guided.emplace(make_guided(state, policy));
     detail::ChangeLog changes(state.tokens().size());
+    Selector selector = m_selector;
     done.cache->reset(shape);
+    done.cache->selector() = std::move(selector);
     done.begin(std::move(state), std::move(changes), std::move(guided));
   }
 
   /// Takes one step of every sequence that is not finished and tells `on_step` of each (it may
   /// return false to cancel). Returns false when nothing is left to do or it was cancelled. Throws
-  /// std::logic_error when called by `on_step`, and what model, observer and `on_step` throw.
+  /// std::logic_error when called by `on_step` or an observer, and what model, observer and
+  /// `on_step` throw.
   template <TakesReports OnStep>
   bool step(OnStep&& on_step) {
-    if (!m_reports.empty()) detail::refuse_call("DenoisingLoop: step() while it tells of a step");
+    if (m_stepping) detail::refuse_call("DenoisingLoop: step() while a step runs");
+    const Stepping stepping(m_stepping);
     if (!m_pass) forward();
     if (!m_pass) return false;
     predict_rows();
@@ -148,12 +154,21 @@ class DenoisingLoop {
     return step([](const StepReport&) {});
   }
 
-  /// Steps until every sequence is finished; returns false when `on_step` cancelled.
+  /// Steps until every sequence is finished; returns false when `on_step` cancelled, be it in the
+  /// last step.
   template <TakesReports OnStep>
   bool run(OnStep&& on_step) {
-    while (step(on_step)) {
+    bool cancelled = false;
+    const auto watch = [&](const StepReport& report) {
+      if constexpr (std::is_void_v<std::invoke_result_t<OnStep&, const StepReport&>>)
+        on_step(report);
+      else if (!on_step(report))
+        cancelled = true;
+      return !cancelled;
+    };
+    while (step(watch)) {
     }
-    return finished();
+    return !cancelled;
   }
   /// The same without a callback.
   void run() {
@@ -161,8 +176,8 @@ class DenoisingLoop {
     }
   }
 
-  /// Stops a sequence where it is: it takes no further steps, and the step in progress, if any,
-  /// commits nothing of it. Throws like sequence().
+  /// Stops a sequence where it is: it takes no further steps (nor does one saved or cloned from
+  /// it), and the step in progress, if any, commits nothing of it. Throws like sequence().
   void stop(Index id) { slot(id).stopped = true; }
 
   /// Gives the features of a sequence back that takes no further steps; its state and its counts
@@ -202,6 +217,15 @@ class DenoisingLoop {
   [[nodiscard]] Index cache_bytes(Index id) const { return slot(id).cache_bytes(); }
 
  private:
+  // True while step() runs, however it ends.
+  struct Stepping {
+    explicit Stepping(bool& flag) : held(flag) { held = true; }
+    ~Stepping() { held = false; }
+    Stepping(const Stepping&) = delete;
+    Stepping& operator=(const Stepping&) = delete;
+    bool& held;
+  };
+
   using Slot = detail::LoopSequence<Cache>;
   using Wanted = detail::WantedRow<Cache>;
 
@@ -425,6 +449,7 @@ class DenoisingLoop {
   std::vector<Wanted> m_wanted;
   std::vector<StepReport> m_reports;  // of the step that is being told of
   std::size_t m_told = 0;             // so many of them were or are being told
+  bool m_stepping = false;
   detail::RowPredictor<Cache> m_predictor;
   MatrixView<float> m_x;
   detail::Buffer<float> m_hidden;

@@ -114,6 +114,7 @@ struct LoopSequence {
   /// A copy with features of its own.
   [[nodiscard]] LoopSequence clone(Index number) const {
     LoopSequence copy(number, state, cache->clone());
+    copy.state.predictions().reserve(static_cast<std::size_t>(state.options().response));
     copy.changes = changes;
     if (guided) copy.guided.emplace(guided->clone());
     copy.head_rows = head_rows;

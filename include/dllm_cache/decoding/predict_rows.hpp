@@ -80,10 +80,11 @@ class RowPredictor {
     const auto rows = static_cast<Index>(m_places.size());
     const MatrixView<float> logits =
         dense_view(memory.ensure(chunk_rows * model.vocabulary()), rows, model.vocabulary());
+    // Made at once: when rows first lie apart depends on which tokens were committed.
+    m_gathered.ensure(chunk_rows * hidden.cols);
     MatrixView<const float> chosen = hidden.middle_rows(m_places.front(), rows);
     if (m_places.back() - m_places.front() + 1 != rows) {
-      const MatrixView<float> gathered =
-          dense_view(m_gathered.ensure(chunk_rows * hidden.cols), rows, hidden.cols);
+      const MatrixView<float> gathered = m_gathered.view(rows, hidden.cols);
       for (Index i = 0; i < rows; ++i)
         std::copy_n(hidden.row(m_places[static_cast<std::size_t>(i)]), hidden.cols,
                     gathered.row(i));

@@ -232,7 +232,8 @@ class SequenceState {
     if (!(o.top_p > 0.0 && o.top_p <= 1.0)) refuse("top_p must be in (0, 1], got ", o.top_p);
     if (o.top_k < 0) refuse("top_k must be at least 0, got ", o.top_k);
     if (o.sampling != Sampling::Categorical && (o.top_p < 1.0 || o.top_k > 0))
-      refuse("top_p and top_k need Sampling::Categorical");
+      refuse("top_p and top_k need Sampling::Categorical, got top_p ", o.top_p, " and top_k ",
+             o.top_k);
     check_rule(o.commit);
     if (std::holds_alternative<BernoulliCommit>(o.commit) && o.confidence != Confidence::Random)
       refuse("commit BernoulliCommit needs Confidence::Random");

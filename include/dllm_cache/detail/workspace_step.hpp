@@ -15,10 +15,12 @@ auto Workspace<Scalar, Stored, Selector>::begin_step(std::span<Cache* const> cac
   if (caches.empty() || caches.size() != inputs.size())
     detail::refuse_argument("Workspace: a batch needs 1 cache or more and one input a cache, got ",
                             caches.size(), " caches and ", inputs.size(), " inputs");
-  for (const Cache* cache : caches) {
+  for (Cache* const& cache : caches) {
     if (cache == nullptr) detail::refuse_argument("Workspace: a cache of the batch is null");
     if (cache->model() != caches.front()->model())
-      detail::refuse_argument("Workspace: all caches of a batch must have one model shape");
+      detail::refuse_argument(
+          "Workspace: all caches of a batch must have one model shape, that of cache ",
+          &cache - caches.data(), " is not that of the first");
   }
   m_sequences.clear();
   try {
@@ -50,6 +52,7 @@ void Workspace<Scalar, Stored, Selector>::pack_rows() {
       if (plan.rows[row] != Treatment::Absent) m_rows.push_back(static_cast<Index>(row));
     sequence.packed.end = static_cast<Index>(m_rows.size());
   }
+  reserve_scratch();
   // Every list of this step is at most this long: after this no layer makes one grow.
   const std::size_t flow = m_rows.size();
   m_value_rows.reserve(flow);
@@ -165,8 +168,10 @@ void Workspace<Scalar, Stored, Selector>::select_rows(Sequence& sequence) {
                           place);
     const auto entry = static_cast<std::size_t>(sequence.verified.begin + place);
     const Index packed = m_verified[entry];
-    // A similarity of NaN is below every threshold.
-    if (similarity(m_sums[entry]) >= plan.similarity_threshold) continue;
+    // A similarity of NaN is below every threshold, and no similarity reaches none.
+    if (plan.similarity_threshold < no_similarity_threshold &&
+        similarity(m_sums[entry]) >= plan.similarity_threshold)
+      continue;
     m_recompute[static_cast<std::size_t>(packed)] = 1;
   }
 }
@@ -237,6 +242,38 @@ void Workspace<Scalar, Stored, Selector>::add_updates(MatrixView<Scalar> x,
   }
 }
 
+// Room for the most rows that a layer of this step can compute: which ones are selected is not
+// known yet, and no layer is to find out that memory is short.
+template <ComputeScalar Scalar, StoredScalar Stored, class Selector>
+requires RowSelector<Selector, Scalar, Stored>
+void Workspace<Scalar, Stored, Selector>::reserve_scratch() {
+  const ModelShape& model = m_sequences.front().cache->model();
+  Index values = 0, updates = 0;
+  bool all_cached = true;
+  for (const Sequence& sequence : m_sequences) {
+    const StepPlan& plan = sequence.cache->m_planner.plan();
+    all_cached = all_cached && plan.cached_layers == Rows{0, model.layers};
+    for (const Treatment treatment : plan.rows) {
+      if (treatment >= Treatment::Verify) ++values;
+      if (treatment == Treatment::Recompute) ++updates;
+    }
+    updates += plan.verify_count;
+  }
+  const auto flow = static_cast<Index>(m_rows.size());
+  if (!all_cached) values = updates = flow;  // outside its cached layers a plan recomputes all
+  m_kv.ensure(values * model.kv_width);
+  m_queries.ensure(updates * model.query_width);
+  m_updates.ensure(updates * model.width);
+  const bool lie_together =
+      std::all_of(m_sequences.begin(), m_sequences.end(), [&](const Sequence& sequence) {
+        const auto& rows = sequence.cache->m_planner.plan().rows;
+        return std::all_of(rows.begin(), rows.end(), [](Treatment one) {
+          return one == Treatment::Absent || one == Treatment::Recompute;
+        });
+      });
+  if (!lie_together) m_gathered.ensure(values * model.width);
+}
+
 // Hands out the rows themselves where they lie together, a gathered copy of them otherwise.
 template <ComputeScalar Scalar, StoredScalar Stored, class Selector>
 requires RowSelector<Selector, Scalar, Stored>
@@ -245,9 +282,7 @@ auto Workspace<Scalar, Stored, Selector>::gather(MatrixView<const Scalar> x,
     -> MatrixView<const Scalar> {
   const auto count = static_cast<Index>(rows.size());
   if (rows.back() - rows.front() + 1 == count) return x.middle_rows(rows.front(), count);
-  // Sized for every flowing row: how many are selected may change from layer to layer.
-  m_gathered.ensure(x.rows * x.cols);
-  const MatrixView<Scalar> gathered = dense_view(m_gathered.data(), count, x.cols);
+  const MatrixView<Scalar> gathered = m_gathered.view(count, x.cols);
   for (Index place = 0; place < count; ++place) {
     const Scalar* row = x.row(rows[static_cast<std::size_t>(place)]);
     std::copy_n(row, x.cols, gathered.row(place));

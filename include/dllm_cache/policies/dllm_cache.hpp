@@ -37,7 +37,7 @@ struct DllmCachePolicy {
   /// Of the rows that the ratio would take, leave those alone whose values are at least this
   /// similar to the previous ones: cosine in [-1, 1], or `no_similarity_threshold`. Not in the
   /// paper: with it the ratio is the most, not the measure, of a step's work (measured in
-  /// bench/RESULTS.md).
+  /// bench/RESULTS.md). Rows that turn slowly are never selected then: only a refresh finds them.
   double similarity_threshold = no_similarity_threshold;
 
   [[nodiscard]] std::string options() const {
