@@ -7,6 +7,13 @@
   dllm-generate --model DIR --request request.json --json answer.json
   text.py answer --model DIR --json answer.json
 
+and measures a cache on real checkpoints: questions in a file, one JSON object a line with prompt,
+user or messages and, optionally, answer, gen_length and task, become token ids for dllm-eval.
+
+  text.py questions --model DIR --data questions.jsonl --gen-length 128 > ids.jsonl
+  dllm-eval --model DIR --data ids.jsonl --block-length 32 --policy balanced --save-answers out.jsonl
+  text.py answer --model DIR --answers out.jsonl
+
 The checkpoint folder holds tokenizer.json and, for chats, the template in tokenizer_config.json or
 chat_template.jinja. Needs tokenizers and jinja2 from PyPI (examples/requirements.txt).
 Exit codes: 0 done, 1 a file cannot be used, 2 a bad option.
@@ -90,31 +97,84 @@ def render_chat(folder, messages):
 
 def read_messages(path):
     messages = read_json(path)
-    if not isinstance(messages, list) or not all(
-        isinstance(m, dict) and isinstance(m.get("role"), str) and "content" in m for m in messages
-    ):
+    if not is_chat(messages):
         raise UnusableFile(f"{path}: expected a list of messages with role and content")
     return messages
 
 
+def prompt_ids(tokenizer, prompt):
+    # A plain prompt gets the special tokens that the tokenizer itself adds, for example a BOS.
+    return tokenizer.encode(prompt).ids
+
+
+def chat_ids(folder, tokenizer, messages):
+    # The template writes its special tokens itself.
+    return tokenizer.encode(render_chat(folder, messages), add_special_tokens=False).ids
+
+
+def is_chat(messages):
+    return isinstance(messages, list) and all(
+        isinstance(m, dict) and isinstance(m.get("role"), str) and "content" in m for m in messages
+    )
+
+
 def make_request(options):
     tokenizer = load_tokenizer(options.model)
-    prompts = []
-    for prompt in options.prompt:
-        # A plain prompt gets the special tokens that the tokenizer itself adds, for example a BOS.
-        prompts.append(tokenizer.encode(prompt).ids)
+    prompts = [prompt_ids(tokenizer, prompt) for prompt in options.prompt]
     chats = [read_messages(path) for path in options.chat]
     chats += [[{"role": "user", "content": text}] for text in options.user]
-    for messages in chats:
-        # The template writes its special tokens itself.
-        text = render_chat(options.model, messages)
-        prompts.append(tokenizer.encode(text, add_special_tokens=False).ids)
+    prompts += [chat_ids(options.model, tokenizer, messages) for messages in chats]
     request = {"prompt_ids": prompts}
     for key in ("gen_length", "block_length", "steps", "temperature", "seed"):
         if getattr(options, key) is not None:
             request[key] = getattr(options, key)
     json.dump(request, sys.stdout)
     print()
+
+
+def read_lines(path):
+    """The JSON object of every line, with its place for messages."""
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UnusableFile(f"{path}: {error}") from None
+    for number, line in enumerate(lines, 1):
+        try:
+            value = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise UnusableFile(f"{path}: line {number}: {error}") from None
+        if not isinstance(value, dict):
+            raise UnusableFile(f"{path}: line {number}: expected a JSON object")
+        yield f"{path}: line {number}", value
+
+
+def make_questions(options):
+    tokenizer = load_tokenizer(options.model)
+    for where, given in read_lines(options.data):
+        kinds = [key for key in ("prompt", "user", "messages") if key in given]
+        if len(kinds) != 1:
+            raise UnusableFile(f"{where}: expected one of prompt, user and messages, got {len(kinds)}")
+        unknown = sorted(set(given) - {*kinds, "answer", "gen_length", "task"})
+        if unknown:
+            raise UnusableFile(f"{where}: unknown key {unknown[0]}")
+        text = given[kinds[0]]
+        if not (is_chat(text) if kinds[0] == "messages" else isinstance(text, str)):
+            raise UnusableFile(f"{where}: {kinds[0]} must be " + ("messages with role and content"
+                               if kinds[0] == "messages" else "a string"))
+        if kinds[0] == "prompt":
+            ids = prompt_ids(tokenizer, text)
+        else:
+            messages = text if kinds[0] == "messages" else [{"role": "user", "content": text}]
+            ids = chat_ids(options.model, tokenizer, messages)
+        question = {"prompt_ids": ids}
+        if "answer" in given:
+            if not isinstance(given["answer"], str):
+                raise UnusableFile(f"{where}: answer must be a string")
+            question["answer_ids"] = tokenizer.encode(given["answer"], add_special_tokens=False).ids
+        question["gen_length"] = given.get("gen_length", options.gen_length)
+        if "task" in given:
+            question["task"] = given["task"]
+        print(json.dumps(question))
 
 
 def end_tokens(folder, tokenizer):
@@ -131,13 +191,24 @@ def end_tokens(folder, tokenizer):
 def print_answer(options):
     tokenizer = load_tokenizer(options.model)
     ends = end_tokens(options.model, tokenizer)
+    def text(ids):
+        length = next((i for i, token in enumerate(ids) if token in ends), len(ids))
+        return tokenizer.decode(ids[:length], skip_special_tokens=not options.special)
+
+    if options.answers:
+        for where, line in read_lines(options.answers):
+            if "format" in line:  # the head of the file says what run it was
+                continue
+            if not isinstance(line.get("tokens"), list):
+                raise UnusableFile(f"{where}: expected an answer of dllm-eval with tokens")
+            print(json.dumps({"answer": text(line["tokens"])}, ensure_ascii=False))
+        return
     result = read_json(options.json)
     tokens = result.get("tokens") if isinstance(result, dict) else None
     if not isinstance(tokens, list) or not all(isinstance(ids, list) for ids in tokens):
         raise UnusableFile(f"{options.json}: expected an answer of dllm-generate with tokens")
     for ids in tokens:
-        length = next((i for i, token in enumerate(ids) if token in ends), len(ids))
-        print(tokenizer.decode(ids[:length], skip_special_tokens=not options.special))
+        print(text(ids))
 
 
 def main():
@@ -152,15 +223,21 @@ def main():
     request.add_argument("--chat", action="append", default=[], help="JSON file: a list of messages")
     for key, kind in (("gen-length", int), ("block-length", int), ("steps", int), ("temperature", float), ("seed", int)):
         request.add_argument(f"--{key}", type=kind, help="written into the request")
-    answer = commands.add_parser("answer", help="print the answers of dllm-generate as text")
+    questions = commands.add_parser("questions", help="turn questions into token ids for dllm-eval, on stdout")
+    questions.add_argument("--model", required=True, help="checkpoint folder with tokenizer.json")
+    questions.add_argument("--data", required=True, help="JSON lines: prompt, user or messages; answer, gen_length, task")
+    questions.add_argument("--gen-length", type=int, default=128, help="where a line has none (128)")
+    answer = commands.add_parser("answer", help="print the answers of dllm-generate or dllm-eval as text")
     answer.add_argument("--model", required=True, help="checkpoint folder with tokenizer.json")
-    answer.add_argument("--json", required=True, help="what dllm-generate wrote")
+    source = answer.add_mutually_exclusive_group(required=True)
+    source.add_argument("--json", help="what dllm-generate wrote")
+    source.add_argument("--answers", help="what dllm-eval --save-answers wrote; one JSON object a line")
     answer.add_argument("--special", action="store_true", help="show special tokens")
     options = parser.parse_args()
     if options.command == "request" and not (options.prompt or options.user or options.chat):
         parser.error("one of --prompt, --user and --chat must be given")
     try:
-        make_request(options) if options.command == "request" else print_answer(options)
+        {"request": make_request, "questions": make_questions, "answer": print_answer}[options.command](options)
     except UnusableFile as error:
         print(f"text.py: {error}", file=sys.stderr)
         return 1

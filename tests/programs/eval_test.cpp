@@ -341,6 +341,57 @@ TEST_CASE("dllm-eval: the table fits into 80 columns", "[programs]") {
     CHECK(outcome.output.find(word) != std::string::npos);
 }
 
+TEST_CASE("dllm-eval: questions in token ids are judged as text is, on a model without vocab.txt",
+          "[programs]") {
+  Quiz quiz;
+  Json text = quiz.evaluate(quiz.write_data() + coarse);
+  std::ofstream data(quiz.file("ids.jsonl"));
+  for (std::size_t i = 0; i < quiz.prompts.size(); ++i)
+    data << Json{{"prompt_ids", TextModel::encode(quiz.prompts[i])},
+                 {"answer_ids", TextModel::encode(quiz.answers[i])},
+                 {"gen_length", quiz.lengths[i]},
+                 {"task", i < 4 ? "first" : "last"}}
+                .dump()
+         << '\n';
+  data.close();
+  std::filesystem::remove(quiz.file("model/vocab.txt"));
+  Json ids = quiz.evaluate(" --data " + quiz.file("ids.jsonl").string() + coarse);
+  CHECK(ids.at("settings").at("data") != text.at("settings").at("data"));
+  for (Json* one : {&text, &ids}) {
+    forget_seconds(*one);
+    one->at("settings").erase("data");
+  }
+  CHECK(ids == text);
+}
+
+TEST_CASE("dllm-eval: without known answers it says how much changes", "[programs]") {
+  Quiz quiz;
+  const Json known = quiz.evaluate(quiz.write_data() + coarse);
+  std::ofstream data(quiz.file("open.jsonl"));
+  for (std::size_t i = 0; i < quiz.prompts.size(); ++i)
+    data << Json{{"prompt_ids", TextModel::encode(quiz.prompts[i])},
+                 {"gen_length", quiz.lengths[i]},
+                 {"task", i < 4 ? "first" : "last"}}
+                .dump()
+         << '\n';
+  data.close();
+  const std::string open = " --data " + quiz.file("open.jsonl").string();
+  const Json result = quiz.evaluate(open + coarse);
+  for (const char* key : {"exact_match", "character_accuracy", "paired"})
+    CHECK(result.at(key).is_null());
+  CHECK(result.at("agreement") == known.at("agreement"));
+  CHECK(result.at("token_agreement") == known.at("token_agreement"));
+  CHECK(result.at("token_agreement") > result.at("agreement"));
+  CHECK(result.at("token_agreement") < 1);
+  CHECK(result.at("tasks").at("last").at("agreement") ==
+        known.at("tasks").at("last").at("agreement"));
+  const Outcome outcome = eval(quiz.model() + open + coarse + "--block-length 8 --threads 1");
+  CHECK(outcome.code == 0);
+  CHECK(outcome.output.find("exact match") == std::string::npos);
+  for (const char* word : {"10 questions", "agreement", "tokens the same", "first", "last"})
+    CHECK(outcome.output.find(word) != std::string::npos);
+}
+
 TEST_CASE("dllm-eval: a bad line is refused with file, line and key", "[programs]") {
   const TemporaryFolder folder;
   const TextModel model(folder.path());
@@ -355,7 +406,16 @@ TEST_CASE("dllm-eval: a bad line is refused with file, line and key", "[programs
   refused("", "not JSON");
   refused("[1]", "a question must be a JSON object");
   refused(R"({"answer": "b", "gen_length": 8})", "prompt must be a string");
-  refused(R"({"prompt": "a", "gen_length": 8})", "answer must be a string");
+  refused(R"({"prompt": "a", "gen_length": 8})", "an answer must be in every line or in none");
+  refused(R"({"prompt": "a", "prompt_ids": [1], "answer": "b", "gen_length": 8})", "got both");
+  refused(R"({"answer_ids": [1], "gen_length": 8})", "prompt_ids must be a list of token ids");
+  refused(R"({"prompt_ids": 7, "answer_ids": [1], "gen_length": 8})", "prompt_ids must be a list");
+  refused(R"({"prompt_ids": [1], "answer_ids": [-1], "gen_length": 8})", "answer_ids must be");
+  refused(R"({"prompt_ids": [1.5], "answer_ids": [1], "gen_length": 8})", "prompt_ids must be");
+  refused(R"({"prompt_ids": [96], "answer_ids": [1], "gen_length": 8})",
+          "prompt_ids must hold token ids in [0, 96), got 96");
+  refused(R"({"prompt_ids": [1], "answer_ids": [1, 2, 3], "gen_length": 2})",
+          "answer must be at most gen_length = 2 tokens, got 3");
   refused(R"({"prompt": 7, "answer": "b", "gen_length": 8})", "prompt must be a string, got 7");
   refused(R"({"prompt": "a", "answer": "b"})", "gen_length must be");
   refused(R"({"prompt": "a", "answer": "b", "gen_length": 0})", "gen_length must be");

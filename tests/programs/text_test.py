@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """examples/text.py with a tokenizer and a checkpoint made here, through dllm-generate and back.
 
-usage: text_test.py TEXT_PY DLLM_GENERATE GOLDEN_MODEL
+usage: text_test.py TEXT_PY DLLM_GENERATE DLLM_EVAL GOLDEN_MODEL
 """
 import json
 import shutil
@@ -13,7 +13,7 @@ from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
-TEXT_PY, GENERATE, MODEL = sys.argv[1:4]
+TEXT_PY, GENERATE, EVAL, MODEL = sys.argv[1:5]
 TEMPLATE = (
     "{% for m in messages %}{{ '<' + m['role'] + '>' }}{{ m['content'] | trim }}{% endfor %}"
     "{% if add_generation_prompt %}<assistant>{% endif %}"
@@ -104,6 +104,45 @@ class TextProgram(unittest.TestCase):
         done = run(sys.executable, TEXT_PY, "answer", "--model", self.folder, "--json", out)
         self.assertEqual(done.returncode, 0, done.stderr)
         self.assertTrue(done.stdout.endswith("\n"))
+
+    def questions(self, *lines):
+        data = self.folder / "questions.jsonl"
+        data.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        return run(sys.executable, TEXT_PY, "questions", "--model", self.folder, "--data", data,
+                   "--gen-length", "8")
+
+    def test_questions_become_token_ids(self):
+        done = self.questions({"prompt": "the", "answer": "end"},
+                              {"user": "who?", "gen_length": 16, "task": "chat"},
+                              {"messages": [{"role": "user", "content": "a"}]})
+        self.assertEqual(done.returncode, 0, done.stderr)
+        self.assertEqual([json.loads(line) for line in done.stdout.splitlines()], [
+            {"prompt_ids": self.ids("<bos>", "the"), "answer_ids": self.ids("e", "n", "d"), "gen_length": 8},
+            {"prompt_ids": self.ids("<user>", "w", "h", "o", "?", "<assistant>"), "gen_length": 16, "task": "chat"},
+            {"prompt_ids": self.ids("<user>", "a", "<assistant>"), "gen_length": 8}])
+
+    def test_questions_that_cannot_be_used_are_named_by_line(self):
+        for bad, part in (({"answer": "a"}, "one of prompt"), ({"prompt": 7}, "prompt must be a string"),
+                          ({"prompt": "a", "user": "b"}, "got 2"), ({"prompt": "a", "extra": 1}, "extra"),
+                          ({"messages": "a"}, "messages must be"), ({"prompt": "a", "answer": 1}, "answer")):
+            done = self.questions({"prompt": "a"}, bad)
+            self.assertEqual(done.returncode, 1)
+            self.assertIn("line 2", done.stderr)
+            self.assertIn(part, done.stderr)
+            self.assertEqual(done.stderr.count("\n"), 1)
+
+    def test_questions_go_through_the_evaluation_and_come_back_as_text(self):
+        ids, out, result = (self.folder / name for name in ("ids.jsonl", "out.jsonl", "result.json"))
+        ids.write_text(self.questions({"user": "the end?"}, {"user": "who?"}).stdout)
+        done = run(EVAL, "--model", self.folder, "--data", ids, "--block-length", "4", "--quiet",
+                   "--save-answers", out, "--json", result)
+        self.assertEqual(done.returncode, 0, done.stderr)
+        self.assertGreaterEqual(json.loads(result.read_text())["agreement"], 0)
+        done = run(sys.executable, TEXT_PY, "answer", "--model", self.folder, "--answers", out)
+        self.assertEqual(done.returncode, 0, done.stderr)
+        answers = [json.loads(line)["answer"] for line in done.stdout.splitlines()]
+        self.assertEqual(len(answers), 2)
+        self.assertTrue(all(isinstance(text, str) for text in answers))
 
     def test_files_that_cannot_be_used_end_with_1_and_name_the_file(self):
         (self.folder / "tokenizer.json").write_text("{")
