@@ -65,9 +65,9 @@ d::AnyPolicy make_plain(const PolicySettings&) {
   return Policy{};
 }
 
-template <auto goal>
+template <auto Goal>
 d::AnyPolicy make_goal(const PolicySettings&) {
-  return goal();
+  return Goal();
 }
 
 void set_options(PolicySettings& settings, const d::DllmCachePolicy& policy) {

@@ -60,6 +60,7 @@ void Trace::write(const std::filesystem::path& path) const {
     const auto batch = static_cast<std::int64_t>(group.size());
     const auto gather = [&](auto field) {
       std::vector<decltype(field(*group.front()))> parts;
+      parts.reserve(group.size());
       for (const Sequence* sequence : group) parts.push_back(field(*sequence));
       return parts;
     };

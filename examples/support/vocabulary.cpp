@@ -35,8 +35,12 @@ std::vector<std::int32_t> Vocabulary::encode(const std::string& text,
     const std::string character = text.substr(at, bytes);
     const auto found = m_ids.find(character);
     if (found == m_ids.end())
-      throw BadRequest(what + ": character '" + character + "' at place " + std::to_string(at) +
-                       " is not in the model's vocabulary");
+      throw BadRequest(std::string(what)
+                           .append(": character '")
+                           .append(character)
+                           .append("' at place ")
+                           .append(std::to_string(at))
+                           .append(" is not in the model's vocabulary"));
     tokens.push_back(found->second);
     at += bytes;
   }

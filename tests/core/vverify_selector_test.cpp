@@ -48,6 +48,7 @@ std::vector<Index> select(const std::vector<SimilaritySums>& sums, Index count) 
 // Rows whose cosines are known without rounding: (dot, 1, 1).
 std::vector<SimilaritySums> with_cosines(const std::vector<double>& cosines) {
   std::vector<SimilaritySums> sums;
+  sums.reserve(cosines.size());
   for (const double c : cosines) sums.push_back({c, 1.0, 1.0});
   return sums;
 }

@@ -136,6 +136,11 @@ class CheckpointFolder {
   // Shared by copies and lifetimes; built in place and never moved, because `tensors` points into
   // `files`.
   struct Contents {
+    Contents() = default;
+    Contents(const Contents&) = delete;
+    Contents& operator=(const Contents&) = delete;
+    ~Contents() = default;
+
     std::filesystem::path folder;
     std::filesystem::path weights;  // model.safetensors or the index, for messages
     nlohmann::json config;
