@@ -95,7 +95,7 @@ Index planned_steps(const Request& request) {
   const DecodingSettings& settings = request.settings.decoding;
   // The model is not known yet; only Dream's takes eps without alg.
   const dllm_cache::DecodingOptions options =
-      decoding_options(settings, settings.eps.has_value() && !settings.alg);
+      decoding_options(settings, settings.eps && !settings.alg && !settings.remasking);
   return options.steps == 0 || !dllm_cache::is_counted(options.commit) ? options.response
                                                                        : options.steps;
 }

@@ -58,8 +58,9 @@ Settings merge(const Settings& stronger, const Settings& weaker) {
     fill(s, weaker.decoding, &D::threshold, &D::factor, &D::entropy_bound, &D::tokens_per_step,
          &D::eps);
   fill(s, weaker.decoding, &D::gen_length, &D::block_length, &D::steps, &D::temperature, &D::top_p,
-       &D::top_k, &D::seed, &D::guidance_scale, &D::guidance_interval, &D::remasking, &D::alg,
-       &D::alg_temp, &D::early_stop);
+       &D::top_k, &D::seed, &D::guidance_scale, &D::guidance_interval, &D::alg, &D::alg_temp,
+       &D::early_stop);
+  if (!stronger.decoding.alg && !s.remasking) s.remasking = weaker.decoding.remasking;
   using P = PolicySettings;
   fill(merged.caching, weaker.caching, &P::policy, &P::prompt_interval, &P::response_interval,
        &P::ratio, &P::refresh_first_layer, &P::recompute_block, &P::similarity_threshold,

@@ -407,7 +407,8 @@ TEST_CASE("dllm-eval: a bad line is refused with file, line and key", "[programs
   refused("[1]", "a question must be a JSON object");
   refused(R"({"answer": "b", "gen_length": 8})", "prompt must be a string");
   refused(R"({"prompt": "a", "gen_length": 8})", "an answer must be in every line or in none");
-  refused(R"({"prompt": "a", "prompt_ids": [1], "answer": "b", "gen_length": 8})", "got both");
+  refused(R"({"prompt": "a", "prompt_ids": [1], "answer": "b", "gen_length": 8})",
+          "must hold text (prompt, answer) or token ids (prompt_ids, answer_ids), got both");
   refused(R"({"answer_ids": [1], "gen_length": 8})", "prompt_ids must be a list of token ids");
   refused(R"({"prompt_ids": 7, "answer_ids": [1], "gen_length": 8})", "prompt_ids must be a list");
   refused(R"({"prompt_ids": [1], "answer_ids": [-1], "gen_length": 8})", "answer_ids must be");
