@@ -28,7 +28,7 @@ Prediction naive(std::vector<float> logits, const PredictionRule& rule, const Ra
   const std::size_t size = logits.size();
   if (rule.excluded_token >= 0 && rule.excluded_token < static_cast<std::int32_t>(size))
     logits[static_cast<std::size_t>(rule.excluded_token)] = -infinite;
-  Real highest = -infinite;
+  auto highest = static_cast<Real>(-infinite);
   for (float& logit : logits) {
     if (std::isnan(logit)) logit = -infinite;
     highest = std::max(highest, static_cast<Real>(logit));

@@ -11,7 +11,6 @@
 
 using namespace dllm_cache;
 using namespace dllm_cache::testing;
-using Catch::Contains;
 
 namespace {
 
