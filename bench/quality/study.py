@@ -91,7 +91,7 @@ def runs(main_count, grid_count, sweep_count):
     for similar in ("none", 0.99):
         for first in (True, False):
             for decoding in ("one", FAST):
-                add("left-alone", f"{similar}-{'first' if first else 'all'}", grid_count, decoding,
+                add("left-alone", f"{similar}-{'first' if first else 'all'}", grid_count // 2, decoding,
                     cache(response=32, ratio=0.25, first=first, block=True, similar=similar))
     for decoding, (name, options) in itertools.product(("one", FAST), SHOWN.items()):
         add("timing", name, 20, decoding, options)
