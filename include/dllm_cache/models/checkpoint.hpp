@@ -136,6 +136,7 @@ class CheckpointFolder {
   // Shared by copies and lifetimes; built in place and never moved, because `tensors` points into
   // `files`.
   struct Contents {
+    // NOLINTNEXTLINE(bugprone-exception-escape): of members whose constructors do not throw
     Contents() = default;
     Contents(const Contents&) = delete;
     Contents& operator=(const Contents&) = delete;
