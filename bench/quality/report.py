@@ -114,7 +114,7 @@ def short_answers_table(results):
                 against, same = points(result), percent(result["agreement"])
             lines.append(f"| {title} | {words} | {result['count']} "
                          f"| {percent(result['exact_match'])}{plain} | {against} | {same} "
-                         f"| {saved(f'{part}/{setting}-{decoding}', results):.1f}x |")
+                         f"| {saved(name, results):.1f}x |")
     return lines
 
 
