@@ -289,8 +289,6 @@ TEST_CASE("DllmCachePolicy: the active block is recomputed where that is wished"
     planner.commit_step();
     return planner.begin_step({.block = block, .block_step = 1});
   };
-  constexpr auto A = Treatment::Absent, U = Treatment::Reuse, V = Treatment::Verify,
-                 R = Treatment::Recompute;
   const StepPlan verified = plan_of({.ratio = 0.5}, {2, 5}, 0);
   CHECK(verified.rows == std::vector<Treatment>{A, A, R, R, R, V, V, V, V, V});
   CHECK(verified.verify_count == 2);  // half of the five others, truncated
