@@ -15,7 +15,7 @@ struct Matrix {
   const float* operator[](int row) const { return data.data() + row * cols; }
 };
 
-Matrix random_matrix(int rows, int cols, std::mt19937& engine) {
+inline Matrix random_matrix(int rows, int cols, std::mt19937& engine) {
   std::normal_distribution<float> normal(0.0F, 1.0F / std::sqrt(static_cast<float>(cols)));
   Matrix matrix{rows, cols, std::vector<float>(static_cast<std::size_t>(rows * cols))};
   for (float& one : matrix.data) one = normal(engine);
@@ -23,7 +23,7 @@ Matrix random_matrix(int rows, int cols, std::mt19937& engine) {
 }
 
 // out = weights * in, for one row.
-void project(const Matrix& weights, const float* in, float* out) {
+inline void project(const Matrix& weights, const float* in, float* out) {
   for (int row = 0; row < weights.rows; ++row) {
     out[row] = 0.0F;
     for (int col = 0; col < weights.cols; ++col) out[row] += weights[row][col] * in[col];
@@ -31,7 +31,7 @@ void project(const Matrix& weights, const float* in, float* out) {
 }
 
 // Turns pairs of neighbouring dimensions by the row's position.
-void rotate(float* row, int width, int position) {
+inline void rotate(float* row, int width, int position) {
   for (int i = 0; i < width; i += 2) {
     const float angle = static_cast<float>(position) /
                         std::pow(100.0F, static_cast<float>(i) / static_cast<float>(width));

@@ -192,6 +192,7 @@ int main() {
     std::fprintf(stderr, "wrap_your_layer: %s\n", what);
     return EXIT_FAILURE;
   };
+  // Of states of size 10 or so: rounding alone. A row at a wrong place differs by ones.
   if (!(largest_difference({&model}) < 1e-5F)) return fail("a row depends on which others flow");
   if (by_hand.tokens != cached.tokens || by_hand.rows.update != cached.rows.update)
     return fail("both loops must do the same");

@@ -70,14 +70,7 @@ Answer read_answer(const std::string& line, const std::string& where) {
   Answer answer;
   const char* legal = "a list of token ids in [0, 2^31)";
   const nlohmann::json* tokens = reader.find("tokens");
-  if (tokens == nullptr || !tokens->is_array())
-    reader.refuse("tokens", legal, tokens == nullptr ? nlohmann::json() : *tokens);
-  for (const nlohmann::json& token : *tokens) {
-    constexpr auto largest = static_cast<std::uint64_t>(std::numeric_limits<std::int32_t>::max());
-    if (!token.is_number_unsigned() || token.get<std::uint64_t>() > largest)
-      reader.refuse("tokens", legal, token);
-    answer.tokens.push_back(token.get<std::int32_t>());
-  }
+  answer.tokens = reader.token_ids("tokens", tokens == nullptr ? nlohmann::json() : *tokens, legal);
   answer.steps = read_count(reader, "steps");
   answer.forwards = read_count(reader, "forwards");
   answer.cache_bytes = read_count(reader, "cache_bytes");

@@ -10,6 +10,7 @@
 #include <string>
 #include <string_view>
 #include <utility>
+#include <vector>
 
 #include "dllm_cache/matrix_view.hpp"
 #include "support/errors.hpp"
@@ -85,6 +86,20 @@ class JsonReader {
   [[nodiscard]] const nlohmann::json* find(const char* key) const {
     const auto found = m_object.find(key);
     return found == m_object.end() || found->is_null() ? nullptr : &*found;
+  }
+
+  /// Token ids of a list under a key; `legal` says what the key should hold.
+  [[nodiscard]] std::vector<std::int32_t> token_ids(const char* key, const nlohmann::json& list,
+                                                    std::string_view legal) const {
+    if (!list.is_array()) refuse(key, legal, list);
+    std::vector<std::int32_t> ids;
+    ids.reserve(list.size());
+    for (const nlohmann::json& id : list) {
+      constexpr auto largest = static_cast<std::uint64_t>(std::numeric_limits<std::int32_t>::max());
+      if (!id.is_number_unsigned() || id.get<std::uint64_t>() > largest) refuse(key, legal, id);
+      ids.push_back(id.get<std::int32_t>());
+    }
+    return ids;
   }
 
   /// Refuses keys that are not known.

@@ -12,44 +12,23 @@ namespace {
 
 // The token ids of a key, where it is there.
 std::optional<std::vector<std::int32_t>> read_ids(const JsonReader& reader, const char* key) {
-  const char* legal = "a list of token ids in [0, 2^31)";
   const nlohmann::json* list = reader.find(key);
   if (list == nullptr) return std::nullopt;
-  if (!list->is_array()) reader.refuse(key, legal, *list);
-  std::vector<std::int32_t> ids;
-  for (const nlohmann::json& id : *list) {
-    constexpr auto largest = static_cast<std::uint64_t>(std::numeric_limits<std::int32_t>::max());
-    if (!id.is_number_unsigned() || id.get<std::uint64_t>() > largest)
-      reader.refuse(key, legal, id);
-    ids.push_back(id.get<std::int32_t>());
-  }
-  return ids;
+  return reader.token_ids(key, *list, "a list of token ids in [0, 2^31)");
 }
 
-// A line of text, or nothing where it holds token ids.
-std::optional<std::string> read_text_line(const JsonReader& reader, const std::string& where,
-                                          const Vocabulary* vocabulary, Question& to) {
+// Prompt and answer of a line of text.
+void read_text_line(const JsonReader& reader, const Vocabulary* vocabulary, Question& to) {
   std::optional<std::string> prompt, answer;
   reader.read("prompt", prompt);
   reader.read("answer", answer);
-  if (reader.find("prompt_ids") != nullptr || reader.find("answer_ids") != nullptr) {
-    if (prompt || answer)
-      throw BadRequest(where +
-                       ": must hold text (prompt, answer) or token ids (prompt_ids, "
-                       "answer_ids), got both");
-    return std::nullopt;
-  }
   if (!prompt) reader.refuse("prompt", "a string, or prompt_ids a list of token ids", nullptr);
   if (vocabulary == nullptr)
-    throw BadRequest(where +
-                     ": prompt is text, which needs a model with a vocab.txt; give "
-                     "prompt_ids (examples/text.py questions makes them)");
-  to.prompt = vocabulary->encode(*prompt, where + ": prompt");
-  if (answer) {
-    to.answer = *answer;
-    to.expected = vocabulary->encode(*answer, where + ": answer");
-  }
-  return prompt;
+    throw BadRequest(to.where +
+                     ": prompt is text, which needs a model with a vocab.txt; give prompt_ids "
+                     "(examples/text.py questions makes them)");
+  to.prompt = vocabulary->encode(*prompt, to.where + ": prompt");
+  if (answer) to.expected = vocabulary->encode(*answer, to.where + ": answer");
 }
 
 Question parse_question(const std::string& line, const std::string& where,
@@ -59,13 +38,20 @@ Question parse_question(const std::string& line, const std::string& where,
   constexpr std::array<std::string_view, 6> known = {"prompt",     "answer",     "prompt_ids",
                                                      "answer_ids", "gen_length", "task"};
   reader.refuse_others(known);
-  Question question{.where = where};
-  question.is_text = read_text_line(reader, where, vocabulary, question).has_value();
-  if (!question.is_text) {
+  Question question;
+  question.where = where;
+  const bool is_ids = reader.find("prompt_ids") != nullptr || reader.find("answer_ids") != nullptr;
+  if (is_ids && (reader.find("prompt") != nullptr || reader.find("answer") != nullptr))
+    throw BadRequest(where +
+                     ": must hold text (prompt, answer) or token ids (prompt_ids, answer_ids), got "
+                     "both");
+  if (is_ids) {
     const auto prompt = read_ids(reader, "prompt_ids");
     if (!prompt) reader.refuse("prompt_ids", "a list of token ids", nullptr);
     question.prompt = *prompt;
     question.expected = read_ids(reader, "answer_ids");
+  } else {
+    read_text_line(reader, vocabulary, question);
   }
   std::optional<Index> gen_length;
   std::optional<std::string> task;
@@ -124,14 +110,13 @@ void check_token_ids(const std::vector<Question>& questions, Index vocabulary) {
 
 std::string fingerprint(const std::vector<Question>& questions) {
   Fingerprint all;
+  const auto add = [&all](const std::vector<std::int32_t>& ids) {
+    all.add(static_cast<std::uint64_t>(ids.size()));
+    all.add(std::as_bytes(std::span(ids)));
+  };
   for (const Question& question : questions) {
-    all.add(static_cast<std::uint64_t>(question.prompt.size()));
-    all.add(std::as_bytes(std::span(question.prompt)));
-    all.add(question.answer);
-    if (!question.is_text && question.expected) {
-      all.add(static_cast<std::uint64_t>(question.expected->size()));
-      all.add(std::as_bytes(std::span(*question.expected)));
-    }
+    add(question.prompt);
+    if (question.expected) add(*question.expected);
     all.add(static_cast<std::uint64_t>(question.gen_length));
   }
   return all.text();

@@ -18,10 +18,8 @@ using dllm_cache::Index;
 struct Question {
   std::string where;                 ///< File and line, for messages.
   std::vector<std::int32_t> prompt;  ///< Token ids.
-  std::string answer;                ///< Text of the answer; "" where the line is token ids.
   /// Tokens of the answer, at most `gen_length`, without the end of text.
   std::optional<std::vector<std::int32_t>> expected;
-  bool is_text = true;   ///< The line holds text, not token ids.
   Index gen_length = 0;  ///< Tokens to generate, at least 1.
   std::string task;      ///< "" where the line names none.
 };

@@ -21,17 +21,8 @@ std::vector<std::vector<std::int32_t>> read_prompts(const JsonReader& reader) {
   if (prompts == nullptr || !prompts->is_array() || prompts->empty())
     reader.refuse(key, legal, prompts == nullptr ? Json() : *prompts);
   std::vector<std::vector<std::int32_t>> ids;
-  for (const Json& prompt : *prompts) {
-    if (!prompt.is_array()) reader.refuse(key, legal, prompt);
-    auto& one = ids.emplace_back();
-    for (const Json& id : prompt) {
-      if (!id.is_number_unsigned() ||
-          id.get<std::uint64_t>() >
-              static_cast<std::uint64_t>(std::numeric_limits<std::int32_t>::max()))
-        reader.refuse(key, legal, id);
-      one.push_back(id.get<std::int32_t>());
-    }
-  }
+  ids.reserve(prompts->size());
+  for (const Json& prompt : *prompts) ids.push_back(reader.token_ids(key, prompt, legal));
   return ids;
 }
 

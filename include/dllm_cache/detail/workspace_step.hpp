@@ -248,30 +248,24 @@ template <ComputeScalar Scalar, StoredScalar Stored, class Selector>
 requires RowSelector<Selector, Scalar, Stored>
 void Workspace<Scalar, Stored, Selector>::reserve_scratch() {
   const ModelShape& model = m_sequences.front().cache->model();
-  Index values = 0, updates = 0;
+  Index values = 0, recomputed = 0, selected = 0;
   bool all_cached = true;
   for (const Sequence& sequence : m_sequences) {
     const StepPlan& plan = sequence.cache->m_planner.plan();
     all_cached = all_cached && plan.cached_layers == Rows{0, model.layers};
     for (const Treatment treatment : plan.rows) {
       if (treatment >= Treatment::Verify) ++values;
-      if (treatment == Treatment::Recompute) ++updates;
+      if (treatment == Treatment::Recompute) ++recomputed;
     }
-    updates += plan.verify_count;
+    selected += plan.verify_count;
   }
   const auto flow = static_cast<Index>(m_rows.size());
-  if (!all_cached) values = updates = flow;  // outside its cached layers a plan recomputes all
+  const Index updates = all_cached ? recomputed + selected : flow;
+  if (!all_cached) values = flow;  // outside its cached layers a plan recomputes all
   m_kv.ensure(values * model.kv_width);
   m_queries.ensure(updates * model.query_width);
   m_updates.ensure(updates * model.width);
-  const bool lie_together =
-      std::all_of(m_sequences.begin(), m_sequences.end(), [&](const Sequence& sequence) {
-        const auto& rows = sequence.cache->m_planner.plan().rows;
-        return std::all_of(rows.begin(), rows.end(), [](Treatment one) {
-          return one == Treatment::Absent || one == Treatment::Recompute;
-        });
-      });
-  if (!lie_together) m_gathered.ensure(values * model.width);
+  if (recomputed < flow) m_gathered.ensure(values * model.width);  // else all lie together
 }
 
 // Hands out the rows themselves where they lie together, a gathered copy of them otherwise.
