@@ -23,10 +23,10 @@
 #include <string>
 #include <vector>
 
+#include "bench/support/random_model.hpp"
 #include "dllm_cache/decoding/denoising_loop.hpp"
 #include "dllm_cache/dllm_cache.hpp"
-#include "support/allocation_counter.hpp"
-#include "support/random_model.hpp"
+#include "tests/support/allocation_counter.hpp"
 
 using namespace dllm_cache;
 

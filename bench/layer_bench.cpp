@@ -13,8 +13,8 @@
 #include <utility>
 #include <vector>
 
+#include "bench/support/random_model.hpp"
 #include "dllm_cache/dllm_cache.hpp"
-#include "support/random_model.hpp"
 
 using namespace dllm_cache;
 

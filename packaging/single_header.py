@@ -30,7 +30,7 @@ def project():
 def core_headers():
     """The umbrella first, then every header that it leaves to be included by name."""
     folder = INCLUDE / "dllm_cache"
-    rest = [path for part in (".", "decoding") for path in sorted((folder / part).glob("*.hpp"))]
+    rest = [path for part in (".", "base", "policies", "decoding") for path in sorted((folder / part).glob("*.hpp"))]
     return [str(path.relative_to(INCLUDE)) for path in [folder / "dllm_cache.hpp", *rest]]
 
 

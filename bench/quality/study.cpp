@@ -8,14 +8,14 @@
 
 #include "dllm_cache/models/transformer_runner.hpp"
 #include "oracle_model.hpp"
-#include "support/answer_file.hpp"
-#include "support/answering.hpp"
-#include "support/command_line.hpp"
-#include "support/evaluation.hpp"
-#include "support/evaluation_table.hpp"
-#include "support/open_model.hpp"
-#include "support/progress.hpp"
-#include "support/text_file.hpp"
+#include "programs/measure/answer_file.hpp"
+#include "programs/measure/evaluation.hpp"
+#include "programs/options/command_line.hpp"
+#include "programs/run/answering.hpp"
+#include "programs/run/open_model.hpp"
+#include "programs/show/evaluation_table.hpp"
+#include "programs/show/progress.hpp"
+#include "programs/text/text_file.hpp"
 
 namespace {
 

@@ -6,8 +6,8 @@
 
 #include "dllm_cache/decoding/denoising_loop.hpp"
 #include "dllm_cache/dllm_cache.hpp"
-#include "support/errors.hpp"
-#include "support/request.hpp"
+#include "programs/options/request.hpp"
+#include "programs/text/errors.hpp"
 #include "torch_llada.hpp"
 
 namespace {

@@ -9,7 +9,7 @@
 #include <span>
 #include <vector>
 
-#include "dllm_cache/matrix_view.hpp"
+#include "dllm_cache/base/matrix_view.hpp"
 #include "dllm_cache/plan.hpp"
 #include "dllm_cache/vverify_selector.hpp"
 
@@ -58,8 +58,8 @@ class Ranks {
   /// else std::invalid_argument.
   void gather_rows(MatrixView<float> x) const {
     if (x.stride != x.cols)
-      dllm_cache::detail::refuse_argument("Ranks: x must be dense, got [", x.rows, ", ", x.cols,
-                                          "] with stride ", x.stride);
+      dllm_cache::base::refuse_argument("Ranks: x must be dense, got [", x.rows, ", ", x.cols,
+                                        "] with stride ", x.stride);
     MPI_Datatype row = MPI_DATATYPE_NULL;  // counts are 32 bits wide: they count rows
     MPI_Type_contiguous(static_cast<int>(x.cols), MPI_FLOAT, &row);
     MPI_Type_commit(&row);

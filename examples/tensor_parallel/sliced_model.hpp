@@ -82,8 +82,8 @@ inline const Names& names_of(const std::string& architecture) {
 
 inline void require_split(const char* what, Index count, int ranks) {
   if (count % ranks != 0)
-    dllm_cache::detail::refuse_argument("load_slice: the number of ranks must divide ", what, " = ",
-                                        count, ", got ", ranks);
+    dllm_cache::base::refuse_argument("load_slice: the number of ranks must divide ", what, " = ",
+                                      count, ", got ", ranks);
 }
 
 }  // namespace detail

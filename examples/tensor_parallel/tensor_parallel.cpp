@@ -10,10 +10,10 @@
 
 #include "all_reduce_selector.hpp"
 #include "dllm_cache/decoding/denoising_loop.hpp"
-#include "support/command_line.hpp"
-#include "support/request.hpp"
-#include "support/settings_json.hpp"
-#include "support/text_file.hpp"
+#include "programs/options/command_line.hpp"
+#include "programs/options/request.hpp"
+#include "programs/options/settings_json.hpp"
+#include "programs/text/text_file.hpp"
 #include "tensor_parallel_model.hpp"
 
 namespace {

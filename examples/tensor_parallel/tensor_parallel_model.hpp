@@ -90,8 +90,8 @@ class TensorParallelModel {
   void check_tokens(std::span<const std::int32_t> tokens) const {
     for (const std::int32_t token : tokens)
       if (token < 0 || token >= vocabulary())
-        dllm_cache::detail::refuse_argument("TensorParallelModel: tokens must be in [0, ",
-                                            vocabulary(), "), got ", token);
+        dllm_cache::base::refuse_argument("TensorParallelModel: tokens must be in [0, ",
+                                          vocabulary(), "), got ", token);
   }
 
   /// Hidden rows x `[tokens, d]` of tokens that check_tokens() lets through.
@@ -122,8 +122,7 @@ class TensorParallelModel {
   [[nodiscard]] const models::TransformerConfig& config() const { return m_sliced->model.config; }
 
   // A view with the memory behind its last row that products want; see Products.
-  static MatrixView<float> padded(dllm_cache::detail::Buffer<float>& memory, Index rows,
-                                  Index cols) {
+  static MatrixView<float> padded(dllm_cache::base::Buffer<float>& memory, Index rows, Index cols) {
     return dllm_cache::dense_view(memory.ensure(models::Products::padded_rows(rows) * cols), rows,
                                   cols);
   }
@@ -133,11 +132,11 @@ class TensorParallelModel {
   models::ThreadTeam m_team;
   models::Products m_products;
   models::RotaryEmbedding m_rotary;
-  dllm_cache::detail::Buffer<float> m_normed;    // [m, d] after a norm
-  dllm_cache::detail::Buffer<float> m_attended;  // [m, heads / ranks * head_dim]
-  dllm_cache::detail::Buffer<float> m_residual;  // [m, d] after attention
-  dllm_cache::detail::Buffer<float> m_gate;      // [m, feed_forward / ranks]
-  dllm_cache::detail::Buffer<float> m_up;        // [m, feed_forward / ranks]
+  dllm_cache::base::Buffer<float> m_normed;    // [m, d] after a norm
+  dllm_cache::base::Buffer<float> m_attended;  // [m, heads / ranks * head_dim]
+  dllm_cache::base::Buffer<float> m_residual;  // [m, d] after attention
+  dllm_cache::base::Buffer<float> m_gate;      // [m, feed_forward / ranks]
+  dllm_cache::base::Buffer<float> m_up;        // [m, feed_forward / ranks]
 };
 
 }  // namespace tensor_parallel

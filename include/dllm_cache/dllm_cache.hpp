@@ -2,12 +2,13 @@
 #pragma once
 
 /// The whole core; needs Eigen alone.
+#include "dllm_cache/base/large_pages.hpp"
+#include "dllm_cache/base/matrix_view.hpp"
+#include "dllm_cache/base/scalar.hpp"
+#include "dllm_cache/decoding/guidance.hpp"
 #include "dllm_cache/eigen.hpp"
 #include "dllm_cache/feature_cache.hpp"
-#include "dllm_cache/guidance.hpp"
-#include "dllm_cache/large_pages.hpp"
 #include "dllm_cache/layer.hpp"
-#include "dllm_cache/matrix_view.hpp"
 #include "dllm_cache/plan.hpp"
 #include "dllm_cache/policies/changed_rows.hpp"
 #include "dllm_cache/policies/dkv_decode.hpp"
@@ -18,7 +19,6 @@
 #include "dllm_cache/policies/recommended.hpp"
 #include "dllm_cache/policies/vicinity.hpp"
 #include "dllm_cache/policy.hpp"
-#include "dllm_cache/scalar.hpp"
 #include "dllm_cache/snapshot.hpp"
 #include "dllm_cache/stats.hpp"
 #include "dllm_cache/step_planner.hpp"

@@ -3,7 +3,7 @@
 
 #include <Eigen/Core>
 
-#include "dllm_cache/matrix_view.hpp"
+#include "dllm_cache/base/matrix_view.hpp"
 
 namespace dllm_cache {
 

@@ -5,7 +5,7 @@
 #include <memory_resource>
 #include <utility>
 
-#include "dllm_cache/detail/buffer.hpp"
+#include "dllm_cache/base/buffer.hpp"
 #include "dllm_cache/detail/cache_snapshot.hpp"
 #include "dllm_cache/stats.hpp"
 #include "dllm_cache/step_planner.hpp"
@@ -27,7 +27,7 @@ struct ModelShape {
 inline void check_shape(const ModelShape& shape) {
   const auto check = [](const char* field, Index value, Index most) {
     if (value < 1 || value > most)
-      detail::refuse_argument("ModelShape: ", field, " must be in [1, ", most, "], got ", value);
+      base::refuse_argument("ModelShape: ", field, " must be in [1, ", most, "], got ", value);
   };
   check("layers", shape.layers, Index{1} << 16);
   check("width", shape.width, Index{1} << 24);
@@ -70,7 +70,7 @@ class FeatureCache {
   /// An independent copy with its features, counters and memory resource. Throws std::logic_error
   /// while a pass is open, and std::bad_alloc.
   [[nodiscard]] FeatureCache clone() const {
-    if (m_planner.step_open()) detail::refuse_call("FeatureCache: clone() while a pass is open");
+    if (m_planner.step_open()) base::refuse_call("FeatureCache: clone() while a pass is open");
     FeatureCache copy(*this, m_features.resource());
     return copy;
   }
@@ -80,7 +80,7 @@ class FeatureCache {
   /// std::logic_error while a pass is open, std::invalid_argument and std::bad_alloc; then nothing
   /// has changed.
   void reset(const SequenceShape& shape) {
-    if (m_planner.step_open()) detail::refuse_call("FeatureCache: reset() while a pass is open");
+    if (m_planner.step_open()) base::refuse_call("FeatureCache: reset() while a pass is open");
     // Whatever may throw comes before whatever changes something.
     const PolicyTraits traits = m_planner.prepare_reset(shape);
     m_features.ensure(element_count(m_model, shape, traits));
@@ -93,7 +93,7 @@ class FeatureCache {
   /// selector's memory, if it has any, is not written. Throws std::logic_error while a pass is open
   /// or when the policy does not name its options, and what the sink throws.
   void save(SnapshotWriter& out) const {
-    if (m_planner.step_open()) detail::refuse_call("FeatureCache: save() while a pass is open");
+    if (m_planner.step_open()) base::refuse_call("FeatureCache: save() while a pass is open");
     static_cast<void>(detail::named_options(m_planner));  // refused before anything is written
     out.begin("features");
     write_header(out);
@@ -110,7 +110,7 @@ class FeatureCache {
   /// std::logic_error while a pass is open or when the policy does not name its options, and what
   /// the source throws.
   void restore(SnapshotReader& in) {
-    if (m_planner.step_open()) detail::refuse_call("FeatureCache: restore() while a pass is open");
+    if (m_planner.step_open()) base::refuse_call("FeatureCache: restore() while a pass is open");
     in.begin("features");
     check_header(in);
     const auto step = in.number<Index>("step", 0, most_counted);
@@ -256,8 +256,8 @@ class FeatureCache {
     const Index elements = layer_elements(model, shape, traits);
     const Index layers = traits.keeps_features ? model.layers : 1;
     if (elements > (Index{1} << 62) / element_size / layers)
-      detail::refuse_argument("FeatureCache: features must fit in 2^62 bytes, got ", layers,
-                              " layers of ", elements, " elements");
+      base::refuse_argument("FeatureCache: features must fit in 2^62 bytes, got ", layers,
+                            " layers of ", elements, " elements");
     return elements * layers;
   }
 
@@ -277,7 +277,7 @@ class FeatureCache {
 
   ModelShape m_model;
   StepPlanner m_planner;
-  detail::Buffer<Stored> m_features;
+  base::Buffer<Stored> m_features;
   Selector m_selector;
   RowCounts m_counts;
 };

@@ -6,7 +6,7 @@
 #include <span>
 #include <utility>
 
-#include "dllm_cache/matrix_view.hpp"
+#include "dllm_cache/base/matrix_view.hpp"
 
 namespace dllm_cache {
 

@@ -9,8 +9,8 @@
 #include <string_view>
 #include <vector>
 
-#include "dllm_cache/detail/error.hpp"
-#include "dllm_cache/matrix_view.hpp"
+#include "dllm_cache/base/error.hpp"
+#include "dllm_cache/base/matrix_view.hpp"
 
 namespace dllm_cache {
 
@@ -53,23 +53,23 @@ inline void check_shape(const SequenceShape& shape) {
   // Row counts multiply with widths into byte counts: this bound keeps every product in range.
   constexpr Index most = Index{1} << 31;
   if (shape.prompt < 0 || shape.prompt > most)
-    detail::refuse_argument("SequenceShape: prompt must be in [0, 2^31], got ", shape.prompt);
+    base::refuse_argument("SequenceShape: prompt must be in [0, 2^31], got ", shape.prompt);
   if (shape.response < 0 || shape.response > most)
-    detail::refuse_argument("SequenceShape: response must be in [0, 2^31], got ", shape.response);
+    base::refuse_argument("SequenceShape: response must be in [0, 2^31], got ", shape.response);
   if (shape.rows() < 1)
-    detail::refuse_argument("SequenceShape: prompt + response must be at least 1 row, got 0");
+    base::refuse_argument("SequenceShape: prompt + response must be at least 1 row, got 0");
   if (shape.prediction_shift < 0 || shape.prediction_shift > shape.prompt)
-    detail::refuse_argument("SequenceShape: prediction_shift must be in [0, prompt = ",
-                            shape.prompt, "], got ", shape.prediction_shift);
+    base::refuse_argument("SequenceShape: prediction_shift must be in [0, prompt = ", shape.prompt,
+                          "], got ", shape.prediction_shift);
   if (shape.attention_block < 0 || shape.attention_block > most)
-    detail::refuse_argument("SequenceShape: attention_block must be in [0, 2^31], got ",
-                            shape.attention_block);
+    base::refuse_argument("SequenceShape: attention_block must be in [0, 2^31], got ",
+                          shape.attention_block);
   if (shape.attention_phase < 0 || shape.attention_phase > shape.rows())
-    detail::refuse_argument("SequenceShape: attention_phase must be in [0, rows = ", shape.rows(),
-                            "], got ", shape.attention_phase);
+    base::refuse_argument("SequenceShape: attention_phase must be in [0, rows = ", shape.rows(),
+                          "], got ", shape.attention_phase);
   if (!shape.positions.empty() && static_cast<Index>(shape.positions.size()) != shape.rows())
-    detail::refuse_argument("SequenceShape: positions must be empty or one a row (", shape.rows(),
-                            "), got ", shape.positions.size());
+    base::refuse_argument("SequenceShape: positions must be empty or one a row (", shape.rows(),
+                          "), got ", shape.positions.size());
 }
 
 /// What the caller knows about one sequence before a step; a span is empty (not known) or has one
@@ -135,13 +135,13 @@ struct StepPlan {
   /// range not within the rows.
   void verify(Rows range, Index count, double threshold = no_similarity_threshold) {
     if (m_verifies)
-      detail::refuse_call("StepPlan of policy ", policy, ": verify() may be called once a plan");
+      base::refuse_call("StepPlan of policy ", policy, ": verify() may be called once a plan");
     if (count < 0)
-      detail::refuse_call("StepPlan of policy ", policy,
-                          ": verify() count must be at least 0, got ", count);
+      base::refuse_call("StepPlan of policy ", policy, ": verify() count must be at least 0, got ",
+                        count);
     if (std::isnan(threshold))
-      detail::refuse_call("StepPlan of policy ", policy,
-                          ": verify() threshold must be a number, got nan");
+      base::refuse_call("StepPlan of policy ", policy,
+                        ": verify() threshold must be a number, got nan");
     raise(range, Treatment::Verify, "verify");
     verify_count = count;
     similarity_threshold = threshold;
@@ -164,8 +164,8 @@ struct StepPlan {
  private:
   void raise(Rows range, Treatment wish, const char* what) {
     if (range.begin < 0 || range.end > static_cast<Index>(rows.size()) || range.begin > range.end)
-      detail::refuse_call("StepPlan of policy ", policy, ": ", what, "() range must lie in [0, ",
-                          rows.size(), "), got [", range.begin, ", ", range.end, ")");
+      base::refuse_call("StepPlan of policy ", policy, ": ", what, "() range must lie in [0, ",
+                        rows.size(), "), got [", range.begin, ", ", range.end, ")");
     for (Index row = range.begin; row < range.end; ++row) {
       Treatment& treatment = rows[static_cast<std::size_t>(row)];
       treatment = std::max(treatment, wish);

@@ -156,8 +156,8 @@ class AnyPolicy {
   const PolicyTraits traits = policy.traits(shape);
   const Rows updates = traits.stored_updates;
   if (updates.begin < 0 || updates.end > shape.rows() || updates.begin > updates.end)
-    detail::refuse_argument("PolicyTraits of ", traits.name, ": stored_updates must lie in [0, ",
-                            shape.rows(), "), got [", updates.begin, ", ", updates.end, ")");
+    base::refuse_argument("PolicyTraits of ", traits.name, ": stored_updates must lie in [0, ",
+                          shape.rows(), "), got [", updates.begin, ", ", updates.end, ")");
   return traits;
 }
 

@@ -17,9 +17,9 @@
 #include <utility>
 #include <vector>
 
-#include "dllm_cache/detail/checksum.hpp"
-#include "dllm_cache/detail/error.hpp"
-#include "dllm_cache/matrix_view.hpp"
+#include "dllm_cache/base/checksum.hpp"
+#include "dllm_cache/base/error.hpp"
+#include "dllm_cache/base/matrix_view.hpp"
 
 // A snapshot is a row of sections. A section is the word "dllmsnap", version, kind, fields, and a
 // checksum of all of these; numbers and arrays lie in the byte order of the machine that wrote
@@ -77,8 +77,8 @@ class SnapshotWriter {
   /// A text of at most 65,536 bytes; throws std::invalid_argument for a longer one.
   void text(std::string_view name, std::string_view value) {
     if (value.size() > detail::longest_snapshot_text)
-      detail::refuse_argument("snapshot: ", name, " must have at most ",
-                              detail::longest_snapshot_text, " bytes, got ", value.size());
+      base::refuse_argument("snapshot: ", name, " must have at most ",
+                            detail::longest_snapshot_text, " bytes, got ", value.size());
     number("", static_cast<std::uint64_t>(value.size()));
     put(std::as_bytes(std::span(value)));
   }
@@ -100,7 +100,7 @@ class SnapshotWriter {
   }
 
   Sink m_sink;
-  detail::Checksum m_checksum;
+  base::Checksum m_checksum;
 };
 
 /// Reads what SnapshotWriter wrote. All refusals are std::runtime_error and name the field, what is
@@ -202,7 +202,7 @@ class SnapshotReader {
   /// Throws std::runtime_error with the joined parts.
   template <class... Parts>
   [[noreturn]] static void refuse(const Parts&... parts) {
-    throw std::runtime_error(detail::text("snapshot: ", parts...));
+    throw std::runtime_error(base::text("snapshot: ", parts...));
   }
 
  private:
@@ -227,7 +227,7 @@ class SnapshotReader {
   }
 
   Source m_source;
-  detail::Checksum m_checksum;
+  base::Checksum m_checksum;
 };
 
 }  // namespace dllm_cache

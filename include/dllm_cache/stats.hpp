@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include "dllm_cache/matrix_view.hpp"
+#include "dllm_cache/base/matrix_view.hpp"
 
 namespace dllm_cache {
 

@@ -23,7 +23,7 @@ class StepPlanner {
   /// std::invalid_argument naming the shape's, the policy's or this class's field.
   StepPlanner(AnyPolicy policy, const SequenceShape& shape, Index layers)
       : m_policy(std::move(policy)) {
-    if (layers < 1) detail::refuse_argument("StepPlanner: layers must be at least 1, got ", layers);
+    if (layers < 1) base::refuse_argument("StepPlanner: layers must be at least 1, got ", layers);
     m_context.layers = layers;
     reset(shape);
   }
@@ -49,7 +49,7 @@ class StepPlanner {
   /// Checks a reset() and makes room for it, so that it cannot throw; throws what it would. Nothing
   /// that can be seen changes.
   PolicyTraits prepare_reset(const SequenceShape& shape) {
-    if (m_open) detail::refuse_call("StepPlanner: reset() while a step is open");
+    if (m_open) base::refuse_call("StepPlanner: reset() while a step is open");
     const PolicyTraits traits = checked_traits(m_policy, shape);
     const auto rows = static_cast<std::size_t>(shape.rows());
     m_positions.reserve(rows);
@@ -64,7 +64,7 @@ class StepPlanner {
   /// std::logic_error, naming policy and row, for a plan that cannot be carried out, or when a step
   /// is open; in each case nothing has changed but plan().
   const StepPlan& begin_step(const StepInput& input) {
-    if (m_open) detail::refuse_call("StepPlanner: begin_step() while a step is open");
+    if (m_open) base::refuse_call("StepPlanner: begin_step() while a step is open");
     check_input(input);
     const InputDuringCall during(m_context, input);
     m_context.shape = shape();
@@ -80,7 +80,7 @@ class StepPlanner {
 
   /// The open step was carried out: it counts. Throws std::logic_error when no step is open.
   void commit_step() {
-    if (!m_open) detail::refuse_call("StepPlanner: commit_step() without an open step");
+    if (!m_open) base::refuse_call("StepPlanner: commit_step() without an open step");
     if (m_stale) std::fill(m_computed.begin(), m_computed.end(), std::uint8_t{0});
     if (m_traits.keeps_features)
       for (std::size_t row = 0; row < m_computed.size(); ++row)
@@ -102,7 +102,7 @@ class StepPlanner {
   /// Features may not be read: the next step recomputes every live row. Throws std::logic_error
   /// while a step is open.
   void mark_stale() {
-    if (m_open) detail::refuse_call("StepPlanner: mark_stale() while a step is open");
+    if (m_open) base::refuse_call("StepPlanner: mark_stale() while a step is open");
     m_stale = true;
   }
 
@@ -119,13 +119,13 @@ class StepPlanner {
   /// Goes on from there. Throws std::logic_error while a step is open, std::invalid_argument for a
   /// step outside [0, most_counted] or another number of rows; then nothing has changed.
   void resume(const Progress& progress) {
-    if (m_open) detail::refuse_call("StepPlanner: resume() while a step is open");
+    if (m_open) base::refuse_call("StepPlanner: resume() while a step is open");
     if (progress.step < 0 || progress.step > most_counted)
-      detail::refuse_argument("StepPlanner: step must be in [0, ", most_counted, "], got ",
-                              progress.step);
+      base::refuse_argument("StepPlanner: step must be in [0, ", most_counted, "], got ",
+                            progress.step);
     if (progress.computed.size() != m_computed.size())
-      detail::refuse_argument("StepPlanner: computed must have one entry a row (",
-                              m_computed.size(), "), got ", progress.computed.size());
+      base::refuse_argument("StepPlanner: computed must have one entry a row (", m_computed.size(),
+                            "), got ", progress.computed.size());
     std::copy(progress.computed.begin(), progress.computed.end(), m_computed.begin());
     m_context.step = progress.step;
     m_stale = progress.stale;
@@ -162,13 +162,12 @@ class StepPlanner {
   void check_input(const StepInput& input) const {
     const Index rows = m_shape.rows();
     if (input.block.begin < 0 || input.block.end > rows || input.block.begin > input.block.end)
-      detail::refuse_argument("StepInput: block must lie in [0, ", rows, "), got [",
-                              input.block.begin, ", ", input.block.end, ")");
+      base::refuse_argument("StepInput: block must lie in [0, ", rows, "), got [",
+                            input.block.begin, ", ", input.block.end, ")");
     if (input.block_step < 0)
-      detail::refuse_argument("StepInput: block_step must be at least 0, got ", input.block_step);
+      base::refuse_argument("StepInput: block_step must be at least 0, got ", input.block_step);
     if (m_traits.needs_block && input.block.empty())
-      detail::refuse_argument("StepInput: block must be given, policy ", m_traits.name,
-                              " needs it");
+      base::refuse_argument("StepInput: block must be given, policy ", m_traits.name, " needs it");
     check_span("masked", input.masked.size(), m_traits.needs_masked);
     check_span("changed", input.changed.size(), m_traits.needs_changed);
     check_span("confidence", input.confidence.size(), m_traits.needs_confidence);
@@ -178,21 +177,21 @@ class StepPlanner {
   void check_span(const char* field, std::size_t size, bool needed) const {
     if (size == m_positions.size() || (size == 0 && !needed)) return;
     if (size == 0)
-      detail::refuse_argument("StepInput: ", field, " must be given, policy ", m_traits.name,
-                              " needs it");
-    detail::refuse_argument("StepInput: ", field, " must be empty or have one entry a row (",
-                            m_shape.rows(), "), got ", size);
+      base::refuse_argument("StepInput: ", field, " must be given, policy ", m_traits.name,
+                            " needs it");
+    base::refuse_argument("StepInput: ", field, " must be empty or have one entry a row (",
+                          m_shape.rows(), "), got ", size);
   }
 
   void check_plan() const {
     const auto rows = static_cast<Index>(m_computed.size());
     if (static_cast<Index>(m_plan.rows.size()) != rows)
-      detail::refuse_call("StepPlan of policy ", m_traits.name, ": rows must keep its size ", rows,
-                          ", got ", m_plan.rows.size());
+      base::refuse_call("StepPlan of policy ", m_traits.name, ": rows must keep its size ", rows,
+                        ", got ", m_plan.rows.size());
     const Rows layers = m_plan.cached_layers;
     if (layers.begin < 0 || layers.end > m_context.layers || layers.begin > layers.end)
-      detail::refuse_call("StepPlan of policy ", m_traits.name, ": cached_layers must lie in [0, ",
-                          m_context.layers, "), got [", layers.begin, ", ", layers.end, ")");
+      base::refuse_call("StepPlan of policy ", m_traits.name, ": cached_layers must lie in [0, ",
+                        m_context.layers, "), got [", layers.begin, ", ", layers.end, ")");
     const Rows live = m_context.live();
     Index verified = 0;
     Index keys_read = 0;  // one past the last key that any row may read in this step
@@ -211,12 +210,12 @@ class StepPlanner {
       keys_read = std::max(keys_read, m_shape.key_end(row));
     }
     if (m_plan.verify_count < 0 || m_plan.verify_count > verified)
-      detail::refuse_call("StepPlan of policy ", m_traits.name,
-                          ": verify_count must be in [0, verified rows = ", verified, "], got ",
-                          m_plan.verify_count);
+      base::refuse_call("StepPlan of policy ", m_traits.name,
+                        ": verify_count must be in [0, verified rows = ", verified, "], got ",
+                        m_plan.verify_count);
     if (std::isnan(m_plan.similarity_threshold))
-      detail::refuse_call("StepPlan of policy ", m_traits.name,
-                          ": similarity_threshold must be a number, got nan");
+      base::refuse_call("StepPlan of policy ", m_traits.name,
+                        ": similarity_threshold must be a number, got nan");
     for (Index row = 0; row < keys_read; ++row)
       if (m_plan.rows[static_cast<std::size_t>(row)] == Treatment::Absent && !computed(row))
         refuse_row(row, "is absent, but its key would be read and was never computed");
@@ -227,7 +226,7 @@ class StepPlanner {
   }
 
   [[noreturn]] void refuse_row(Index row, const char* what) const {
-    detail::refuse_call("StepPlan of policy ", m_traits.name, ": row ", row, " ", what);
+    base::refuse_call("StepPlan of policy ", m_traits.name, ": row ", row, " ", what);
   }
 
   AnyPolicy m_policy;

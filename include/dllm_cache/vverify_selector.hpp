@@ -6,8 +6,8 @@
 #include <span>
 #include <vector>
 
-#include "dllm_cache/detail/error.hpp"
-#include "dllm_cache/scalar.hpp"
+#include "dllm_cache/base/error.hpp"
+#include "dllm_cache/base/scalar.hpp"
 
 namespace dllm_cache {
 
@@ -81,11 +81,11 @@ class VVerifySelector {
   void accumulate(MatrixView<const Scalar> fresh, MatrixView<Stored> cached,
                   std::span<SimilaritySums> sums) const {
     if (fresh.rows != cached.rows || fresh.cols != cached.cols)
-      detail::refuse_argument("VVerifySelector: cached must be [", fresh.rows, ", ", fresh.cols,
-                              "] like fresh, got [", cached.rows, ", ", cached.cols, "]");
+      base::refuse_argument("VVerifySelector: cached must be [", fresh.rows, ", ", fresh.cols,
+                            "] like fresh, got [", cached.rows, ", ", cached.cols, "]");
     if (static_cast<Index>(sums.size()) != fresh.rows)
-      detail::refuse_argument("VVerifySelector: sums must have one entry a row (", fresh.rows,
-                              "), got ", sums.size());
+      base::refuse_argument("VVerifySelector: sums must have one entry a row (", fresh.rows,
+                            "), got ", sums.size());
     for (Index row = 0; row < fresh.rows; ++row)
       sums[static_cast<std::size_t>(row)] =
           accumulate_row(fresh.row(row), cached.row(row), fresh.cols);
@@ -96,8 +96,8 @@ class VVerifySelector {
   void select(std::span<const SimilaritySums> sums, Index count, std::vector<Index>& selected) {
     const auto rows = static_cast<Index>(sums.size());
     if (count < 0 || count > rows)
-      detail::refuse_argument("VVerifySelector: count must be in [0, rows = ", rows, "], got ",
-                              count);
+      base::refuse_argument("VVerifySelector: count must be in [0, rows = ", rows, "], got ",
+                            count);
     m_rank.resize(sums.size());
     for (std::size_t row = 0; row < sums.size(); ++row) {
       const double rank = signed_square_cosine(sums[row]);
@@ -120,8 +120,8 @@ class VVerifySelector {
   }
 
  private:
-  using Lanes = detail::Lanes<Scalar>;
-  using WideLanes = detail::Lanes<double>;
+  using Lanes = base::Lanes<Scalar>;
+  using WideLanes = base::Lanes<double>;
 
   // Three sums of 16 lanes each.
   template <class L>
@@ -133,7 +133,7 @@ class VVerifySelector {
   // fast as memory, and no worse than a float sum of a few numbers. All three sums take their terms
   // in the same order, so an unchanged row scores exactly 1.
   static SimilaritySums accumulate_row(const Scalar* fresh, Stored* cached, Index cols) {
-    constexpr Index step = 2 * detail::lane_count;  // two chains hide the latency of an addition
+    constexpr Index step = 2 * base::lane_count;  // two chains hide the latency of an addition
     constexpr Index stretch = 16 * step;
     LaneSums<WideLanes> wide;
     Index col = 0;
@@ -142,7 +142,7 @@ class VVerifySelector {
       LaneSums<Lanes> even, odd;
       for (; col < end; col += step) {
         add_lanes(fresh + col, cached + col, even);
-        add_lanes(fresh + col + detail::lane_count, cached + col + detail::lane_count, odd);
+        add_lanes(fresh + col + base::lane_count, cached + col + base::lane_count, odd);
       }
       wide.dot += __builtin_convertvector(even.dot + odd.dot, WideLanes);
       wide.fresh_square += __builtin_convertvector(even.fresh_square + odd.fresh_square, WideLanes);
@@ -162,10 +162,10 @@ class VVerifySelector {
   // Sixteen columns: compare, replace the cached ones, add to the sums.
   static void add_lanes(const Scalar* fresh, Stored* cached, LaneSums<Lanes>& sums) {
     Lanes a, b;
-    detail::load_lanes<Scalar, Scalar>(fresh, a);
-    detail::load_lanes<Stored, Scalar>(cached, b);
-    detail::store_lanes<Scalar, Stored>(a, cached);
-    if constexpr (!std::is_same_v<Stored, Scalar>) detail::load_lanes<Stored, Scalar>(cached, a);
+    base::load_lanes<Scalar, Scalar>(fresh, a);
+    base::load_lanes<Stored, Scalar>(cached, b);
+    base::store_lanes<Scalar, Stored>(a, cached);
+    if constexpr (!std::is_same_v<Stored, Scalar>) base::load_lanes<Stored, Scalar>(cached, a);
     sums.dot += a * b;
     sums.fresh_square += a * a;
     sums.cached_square += b * b;
@@ -173,7 +173,7 @@ class VVerifySelector {
 
   static double sum(const WideLanes& lanes) {
     double total = 0.0;
-    for (Index i = 0; i < detail::lane_count; ++i) total += lanes[i];
+    for (Index i = 0; i < base::lane_count; ++i) total += lanes[i];
     return total;
   }
 

@@ -106,10 +106,10 @@ class Workspace {
   std::vector<Index> m_recomputed;        // the same as row numbers
   std::vector<std::int32_t> m_positions;  // of the rows recomputed
   std::vector<Segment<Stored>> m_segments;
-  detail::Buffer<Scalar> m_gathered;  // rows of x given to a callback
-  detail::Buffer<Scalar> m_kv;        // fresh values, then fresh keys
-  detail::Buffer<Scalar> m_queries;
-  detail::Buffer<Scalar> m_updates;
+  base::Buffer<Scalar> m_gathered;  // rows of x given to a callback
+  base::Buffer<Scalar> m_kv;        // fresh values, then fresh keys
+  base::Buffer<Scalar> m_queries;
+  base::Buffer<Scalar> m_updates;
   bool m_open = false;
 };
 
@@ -141,12 +141,12 @@ class [[nodiscard]] Pass {
   requires TransformerLayer<std::remove_reference_t<Layer>, Scalar, Stored>
   void layer(Layer&& layer, MatrixView<Scalar> x) {
     if (!m_open)
-      detail::refuse_call("Pass: layer() after ", m_next, " of ", m_layers,
-                          " layers, when the pass has ended");
+      base::refuse_call("Pass: layer() after ", m_next, " of ", m_layers,
+                        " layers, when the pass has ended");
     const Index width = m_workspace->m_sequences.front().cache->model().width;
     if (x.rows != flow() || x.cols != width || x.stride < x.cols)
-      detail::refuse_argument("Pass: x must be [", flow(), ", ", width, "], got [", x.rows, ", ",
-                              x.cols, "] with stride ", x.stride);
+      base::refuse_argument("Pass: x must be [", flow(), ", ", width, "], got [", x.rows, ", ",
+                            x.cols, "] with stride ", x.stride);
     try {
       m_workspace->run_layer(layer, m_next, x);
       if (++m_next < m_layers) return;
@@ -192,7 +192,7 @@ class [[nodiscard]] Pass {
   /// Row number of the `j`-th verified row of sequence `i` in the last layer.
   [[nodiscard]] Index verified_row(Index j, Index i = 0) const {
     if (j < 0 || j >= verified(i))
-      detail::refuse_argument("Pass: verified row must be in [0, ", verified(i), "), got ", j);
+      base::refuse_argument("Pass: verified row must be in [0, ", verified(i), "), got ", j);
     return m_workspace->row_of(
         m_workspace->m_verified[static_cast<std::size_t>(sequence(i).verified.begin + j)]);
   }
@@ -208,7 +208,7 @@ class [[nodiscard]] Pass {
 
   [[nodiscard]] const typename Owner::Sequence& sequence(Index i) const {
     if (i < 0 || i >= sequences())
-      detail::refuse_argument("Pass: sequence must be in [0, ", sequences(), "), got ", i);
+      base::refuse_argument("Pass: sequence must be in [0, ", sequences(), "), got ", i);
     return m_workspace->m_sequences[static_cast<std::size_t>(i)];
   }
   template <class T>

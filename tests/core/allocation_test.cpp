@@ -3,8 +3,8 @@
 #include <vector>
 
 #include "dllm_cache/dllm_cache.hpp"
-#include "support/allocation_counter.hpp"
-#include "support/cached_run.hpp"
+#include "tests/support/allocation_counter.hpp"
+#include "tests/support/cached_run.hpp"
 
 using namespace dllm_cache;
 using namespace dllm_cache::testing;
@@ -53,7 +53,7 @@ TEST_CASE("Allocations: the counter sees every form of new", "[allocation]") {
   REQUIRE(allocations([] { ::operator delete[](::operator new[](4, wide), wide); }) == 1);
   REQUIRE(allocations([] { ::operator delete(::operator new(4, std::nothrow)); }) == 1);
   REQUIRE(allocations([] {
-            detail::Buffer<float> buffer;
+            base::Buffer<float> buffer;
             buffer.ensure(3);
           }) == 1);
   REQUIRE(allocations([] {}) == 0);

@@ -6,7 +6,7 @@
 #include <vector>
 
 #include "dllm_cache/policies/dllm_cache.hpp"
-#include "support/cached_run.hpp"
+#include "tests/support/cached_run.hpp"
 
 using namespace dllm_cache;
 using namespace dllm_cache::testing;

@@ -8,11 +8,11 @@
 
 #include "dllm_cache/policies/dllm_cache.hpp"
 #include "dllm_cache/policies/prefix_cache.hpp"
-#include "support/allocation_counter.hpp"
-#include "support/cached_run.hpp"
-#include "support/fake_model.hpp"
-#include "support/loop_runs.hpp"
-#include "support/plain_features.hpp"
+#include "tests/support/allocation_counter.hpp"
+#include "tests/support/cached_run.hpp"
+#include "tests/support/fake_model.hpp"
+#include "tests/support/loop_runs.hpp"
+#include "tests/support/plain_features.hpp"
 
 using namespace dllm_cache;
 using namespace dllm_cache::testing;

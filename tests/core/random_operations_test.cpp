@@ -7,9 +7,9 @@
 #include <string>
 #include <vector>
 
-#include "support/cached_run.hpp"
-#include "support/plain_features.hpp"
-#include "support/random_policies.hpp"
+#include "tests/support/cached_run.hpp"
+#include "tests/support/plain_features.hpp"
+#include "tests/support/random_policies.hpp"
 
 using namespace dllm_cache;
 using namespace dllm_cache::testing;
@@ -392,9 +392,9 @@ class RandomRun {
       one.plain.step(plans[i], all[i]);
       one.story.step_done();
       if (flowed[i].rows != Plain::flowing(plans[i]))
-        throw Disagreement(detail::text("other rows flowed in #", one.number));
+        throw Disagreement(base::text("other rows flowed in #", one.number));
       if (const auto row = first_difference(flowed[i], all[i]))
-        throw Disagreement(detail::text("row ", *row, " of #", one.number, " differs"));
+        throw Disagreement(base::text("row ", *row, " of #", one.number, " differs"));
       ++m_steps;
     }
   }
@@ -416,7 +416,7 @@ class RandomRun {
                               : one.cache.step() != one.plain.steps()    ? "counts other steps"
                               : one.cache.counts() != one.plain.counts() ? "counts other rows"
                                                                          : nullptr;
-    if (wrong != nullptr) throw Disagreement(detail::text('#', one.number, ' ', wrong));
+    if (wrong != nullptr) throw Disagreement(base::text('#', one.number, ' ', wrong));
   }
 
   RandomNumbers m_random;

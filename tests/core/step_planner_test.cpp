@@ -8,8 +8,8 @@
 #include <vector>
 
 #include "dllm_cache/policies/dllm_cache.hpp"
-#include "support/exact_refusal.hpp"
-#include "support/scripted_policy.hpp"
+#include "tests/support/exact_refusal.hpp"
+#include "tests/support/scripted_policy.hpp"
 
 using namespace dllm_cache;
 using namespace dllm_cache::testing;

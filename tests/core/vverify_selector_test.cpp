@@ -6,9 +6,9 @@
 #include <limits>
 #include <vector>
 
-#include "support/exact_refusal.hpp"
-#include "support/random_numbers.hpp"
-#include "support/scalars.hpp"
+#include "tests/support/exact_refusal.hpp"
+#include "tests/support/random_numbers.hpp"
+#include "tests/support/scalars.hpp"
 
 using namespace dllm_cache;
 using namespace dllm_cache::testing;

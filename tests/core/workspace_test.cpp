@@ -7,10 +7,10 @@
 #include <vector>
 
 #include "dllm_cache/policies/dllm_cache.hpp"
-#include "support/cached_run.hpp"
-#include "support/exact_refusal.hpp"
-#include "support/plain_dllm_cache.hpp"
-#include "support/scripted_policy.hpp"
+#include "tests/support/cached_run.hpp"
+#include "tests/support/exact_refusal.hpp"
+#include "tests/support/plain_dllm_cache.hpp"
+#include "tests/support/scripted_policy.hpp"
 
 using namespace dllm_cache;
 using namespace dllm_cache::testing;

@@ -7,8 +7,8 @@
 #include <limits>
 #include <vector>
 
-#include "support/exact_refusal.hpp"
-#include "support/random_numbers.hpp"
+#include "tests/support/exact_refusal.hpp"
+#include "tests/support/random_numbers.hpp"
 
 using namespace dllm_cache;
 using namespace dllm_cache::testing;

@@ -17,10 +17,10 @@
 #include "dllm_cache/policies/free_cache.hpp"
 #include "dllm_cache/policies/prefix_cache.hpp"
 #include "dllm_cache/policies/vicinity.hpp"
-#include "support/exact_refusal.hpp"
-#include "support/fake_model.hpp"
-#include "support/loop_runs.hpp"
-#include "support/scripted_policy.hpp"
+#include "tests/support/exact_refusal.hpp"
+#include "tests/support/fake_model.hpp"
+#include "tests/support/loop_runs.hpp"
+#include "tests/support/scripted_policy.hpp"
 
 using namespace dllm_cache;
 using namespace dllm_cache::testing;

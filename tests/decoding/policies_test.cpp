@@ -5,9 +5,9 @@
 #include <vector>
 
 #include "dllm_cache/policies/dllm_cache.hpp"
-#include "support/exact_refusal.hpp"
-#include "support/fake_model.hpp"
-#include "support/published_caches.hpp"
+#include "tests/support/exact_refusal.hpp"
+#include "tests/support/fake_model.hpp"
+#include "tests/support/published_caches.hpp"
 
 using namespace dllm_cache;
 using namespace dllm_cache::testing;

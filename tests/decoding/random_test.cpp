@@ -36,9 +36,9 @@ std::uint64_t unmix(std::uint64_t bits) {
 
 // The index at which a stream's 64 bits are `bits`.
 std::uint64_t index_of(std::uint64_t bits, const RandomKey& key, RandomUse use) {
-  std::uint64_t base = detail::mix_bits(static_cast<std::uint64_t>(use));
+  std::uint64_t base = base::mix_bits(static_cast<std::uint64_t>(use));
   for (const std::uint64_t part : {key.seed, key.sequence, key.step, key.row})
-    base = detail::mix_bits(base ^ part);
+    base = base::mix_bits(base ^ part);
   return (unmix(bits) - base) * inverse(0xd1342543de82ef95ULL);
 }
 

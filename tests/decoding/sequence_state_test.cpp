@@ -7,7 +7,7 @@
 #include <limits>
 #include <vector>
 
-#include "support/exact_refusal.hpp"
+#include "tests/support/exact_refusal.hpp"
 
 using namespace dllm_cache;
 using namespace dllm_cache::testing;

@@ -8,11 +8,11 @@
 #include <vector>
 
 #include "dllm_cache/decoding/denoising_loop.hpp"
-#include "support/exact_refusal.hpp"
-#include "support/fake_model.hpp"
-#include "support/loop_runs.hpp"
-#include "support/nan_resource.hpp"
-#include "support/scripted_policy.hpp"
+#include "tests/support/exact_refusal.hpp"
+#include "tests/support/fake_model.hpp"
+#include "tests/support/loop_runs.hpp"
+#include "tests/support/nan_resource.hpp"
+#include "tests/support/scripted_policy.hpp"
 
 using namespace dllm_cache;
 using namespace dllm_cache::testing;

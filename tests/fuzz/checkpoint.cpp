@@ -2,8 +2,8 @@
 #include <stdexcept>
 
 #include "dllm_cache/models/load_model.hpp"
-#include "fuzz/targets.hpp"
-#include "support/temporary_folder.hpp"
+#include "tests/fuzz/targets.hpp"
+#include "tests/support/temporary_folder.hpp"
 
 namespace dllm_cache::fuzz {
 namespace {

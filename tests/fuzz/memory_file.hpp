@@ -6,7 +6,7 @@
 
 #include <string>
 
-#include "fuzz/targets.hpp"
+#include "tests/fuzz/targets.hpp"
 
 namespace dllm_cache::fuzz {
 

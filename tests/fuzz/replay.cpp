@@ -7,7 +7,7 @@
 #include <iterator>
 #include <vector>
 
-#include "fuzz/targets.hpp"
+#include "tests/fuzz/targets.hpp"
 
 namespace {
 

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "support/request.hpp"
+#include "programs/options/request.hpp"
 
 #include <stdexcept>
 
-#include "fuzz/targets.hpp"
-#include "support/errors.hpp"
+#include "programs/text/errors.hpp"
+#include "tests/fuzz/targets.hpp"
 
 void dllm_cache::fuzz::request(Input input) {
   const std::string text(input.begin(), input.end());

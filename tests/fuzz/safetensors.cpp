@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "dllm_cache/models/safetensors.hpp"
+#include "dllm_cache/models/checkpoint/safetensors_file.hpp"
+#include "programs/text/safetensors_writer.hpp"
 
 #include <stdexcept>
 
-#include "fuzz/memory_file.hpp"
+#include "tests/fuzz/memory_file.hpp"
 
 void dllm_cache::fuzz::safetensors(Input input) {
   const MemoryFile file(input);

@@ -9,8 +9,8 @@
 #include "dllm_cache/decoding/denoising_loop.hpp"
 #include "dllm_cache/policies/changed_rows.hpp"
 #include "dllm_cache/policies/dllm_cache.hpp"
-#include "fuzz/targets.hpp"
-#include "support/fake_model.hpp"
+#include "tests/fuzz/targets.hpp"
+#include "tests/support/fake_model.hpp"
 
 namespace dllm_cache::fuzz {
 namespace {
@@ -44,7 +44,7 @@ class RepairingSource {
  private:
   Bytes& m_bytes;
   std::size_t m_at = 0, m_last = 0;
-  detail::Checksum m_sum, m_before;
+  base::Checksum m_sum, m_before;
 };
 
 // Calls `restore(reader)` until no checksum is wrong any more.

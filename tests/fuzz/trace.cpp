@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <stdexcept>
 
-#include "fuzz/memory_file.hpp"
-#include "support/trace_file.hpp"
+#include "programs/show/trace_file.hpp"
+#include "tests/fuzz/memory_file.hpp"
 
 void dllm_cache::fuzz::trace(Input input) {
   const MemoryFile file(input);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Attention of every backend and path against a plain one in double.
-#include "dllm_cache/models/attention.hpp"
+#include "dllm_cache/models/compute/attention.hpp"
 
 #include <algorithm>
 #include <catch2/catch.hpp>
@@ -8,12 +8,12 @@
 #include <limits>
 #include <vector>
 
-#include "dllm_cache/large_pages.hpp"
-#include "dllm_cache/models/backend.hpp"
-#include "dllm_cache/models/row_operations.hpp"
-#include "support/random_numbers.hpp"
+#include "dllm_cache/base/large_pages.hpp"
+#include "dllm_cache/models/compute/backend.hpp"
+#include "dllm_cache/models/compute/row_operations.hpp"
+#include "tests/support/random_numbers.hpp"
 #if DLLM_CACHE_HAS_ONEDNN
-#include "dllm_cache/models/onednn_attention.hpp"
+#include "dllm_cache/models/compute/onednn_attention.hpp"
 #endif
 
 using namespace dllm_cache;

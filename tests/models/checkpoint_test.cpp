@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "dllm_cache/models/checkpoint.hpp"
+#include "dllm_cache/models/checkpoint/checkpoint_folder.hpp"
 
 #include <catch2/catch.hpp>
 #include <cstdint>
@@ -16,9 +16,9 @@
 #include <utility>
 #include <vector>
 
-#include "../support/refusal.hpp"
-#include "../support/temporary_folder.hpp"
-#include "dllm_cache/models/safetensors_writer.hpp"
+#include "programs/text/safetensors_writer.hpp"
+#include "tests/support/refusal.hpp"
+#include "tests/support/temporary_folder.hpp"
 
 namespace {
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // The answers of the public references, token for token. A red case here asks: did we mean it?
-#include "support/golden_case.hpp"
+#include "tests/support/golden_case.hpp"
 
 #include <algorithm>
 #include <catch2/catch.hpp>

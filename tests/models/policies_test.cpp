@@ -9,8 +9,8 @@
 
 #include "dllm_cache/models/load_model.hpp"
 #include "dllm_cache/policies/dllm_cache.hpp"
-#include "support/golden_case.hpp"
-#include "support/published_caches.hpp"
+#include "tests/support/golden_case.hpp"
+#include "tests/support/published_caches.hpp"
 
 using namespace dllm_cache;
 using namespace dllm_cache::testing;

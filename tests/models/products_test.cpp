@@ -8,10 +8,10 @@
 #include <string>
 #include <vector>
 
-#include "dllm_cache/models/linear.hpp"
-#include "dllm_cache/models/row_operations.hpp"
-#include "support/random_numbers.hpp"
-#include "support/refusal.hpp"
+#include "dllm_cache/models/compute/linear.hpp"
+#include "dllm_cache/models/compute/row_operations.hpp"
+#include "tests/support/random_numbers.hpp"
+#include "tests/support/refusal.hpp"
 
 using namespace dllm_cache;
 using namespace dllm_cache::testing;

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "dllm_cache/models/safetensors.hpp"
+#include "dllm_cache/models/checkpoint/safetensors_file.hpp"
+#include "programs/text/safetensors_writer.hpp"
 
 #include <signal.h>
 #include <sys/resource.h>
@@ -25,8 +26,8 @@
 #include <utility>
 #include <vector>
 
-#include "../support/refusal.hpp"
-#include "../support/temporary_folder.hpp"
+#include "tests/support/refusal.hpp"
+#include "tests/support/temporary_folder.hpp"
 
 namespace {
 

@@ -4,8 +4,8 @@
 #include <cmath>
 #include <vector>
 
-#include "support/allocation_counter.hpp"
-#include "support/golden_case.hpp"
+#include "tests/support/allocation_counter.hpp"
+#include "tests/support/golden_case.hpp"
 
 using namespace dllm_cache;
 using namespace dllm_cache::testing;

@@ -5,9 +5,9 @@
 #include <sstream>
 #include <string>
 
-#include "dllm_cache/matrix_view.hpp"
-#include "support/program_run.hpp"
-#include "support/temporary_folder.hpp"
+#include "dllm_cache/base/matrix_view.hpp"
+#include "tests/support/program_run.hpp"
+#include "tests/support/temporary_folder.hpp"
 
 using dllm_cache::Index;
 using dllm_cache::testing::Outcome;

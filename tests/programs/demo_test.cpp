@@ -5,11 +5,11 @@
 #include <string>
 #include <vector>
 
-#include "support/comparison.hpp"
-#include "support/program_run.hpp"
-#include "support/pseudo_terminal.hpp"
-#include "support/side_by_side.hpp"
-#include "support/styled_text.hpp"
+#include "programs/measure/comparison.hpp"
+#include "programs/show/side_by_side.hpp"
+#include "programs/show/styled_text.hpp"
+#include "tests/support/program_run.hpp"
+#include "tests/support/pseudo_terminal.hpp"
 
 using namespace programs;
 using dllm_cache::testing::Outcome;

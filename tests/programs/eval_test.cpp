@@ -10,10 +10,10 @@
 #include <string>
 #include <vector>
 
-#include "dllm_cache/matrix_view.hpp"
-#include "support/program_run.hpp"
-#include "support/temporary_folder.hpp"
-#include "support/text_model.hpp"
+#include "dllm_cache/base/matrix_view.hpp"
+#include "tests/support/program_run.hpp"
+#include "tests/support/temporary_folder.hpp"
+#include "tests/support/text_model.hpp"
 
 using dllm_cache::Index;
 using dllm_cache::testing::Outcome;

@@ -5,9 +5,9 @@
 #include <nlohmann/json.hpp>
 #include <string>
 
-#include "support/golden_case.hpp"
-#include "support/program_run.hpp"
-#include "support/temporary_folder.hpp"
+#include "tests/support/golden_case.hpp"
+#include "tests/support/program_run.hpp"
+#include "tests/support/temporary_folder.hpp"
 
 using dllm_cache::Index;
 using dllm_cache::testing::Outcome;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Intervals and tests against published values and values computed by hand.
-#include "support/statistics.hpp"
+#include "programs/measure/statistics.hpp"
 
 #include <array>
 #include <catch2/catch.hpp>

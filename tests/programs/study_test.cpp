@@ -4,10 +4,10 @@
 #include <memory>
 #include <vector>
 
+#include "bench/quality/oracle_model.hpp"
+#include "bench/quality/selectors.hpp"
 #include "dllm_cache/decoding/denoising_loop.hpp"
 #include "dllm_cache/models/load_model.hpp"
-#include "quality/oracle_model.hpp"
-#include "quality/selectors.hpp"
 
 using namespace dllm_cache;
 using study::Criterion;

@@ -9,10 +9,11 @@
 #include <string>
 #include <vector>
 
-#include "dllm_cache/models/safetensors.hpp"
-#include "support/golden_case.hpp"
-#include "support/program_run.hpp"
-#include "support/temporary_folder.hpp"
+#include "dllm_cache/models/checkpoint/safetensors_file.hpp"
+#include "programs/text/safetensors_writer.hpp"
+#include "tests/support/golden_case.hpp"
+#include "tests/support/program_run.hpp"
+#include "tests/support/temporary_folder.hpp"
 
 using dllm_cache::testing::run_program;
 using dllm_cache::testing::TemporaryFolder;

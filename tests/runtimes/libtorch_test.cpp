@@ -5,9 +5,9 @@
 #undef CHECK  // torch brings that of its logging library, which ends the program
 #include <catch2/catch.hpp>
 
-#include "support/golden_case.hpp"
-#include "support/random_checkpoint.hpp"
-#include "support/temporary_folder.hpp"
+#include "tests/support/golden_case.hpp"
+#include "tests/support/random_checkpoint.hpp"
+#include "tests/support/temporary_folder.hpp"
 
 using namespace dllm_cache;
 using golden::Case;

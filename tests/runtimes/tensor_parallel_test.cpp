@@ -2,10 +2,10 @@
 // One model over 1, 2 and 4 processes: the same tokens, the keys and values divided.
 #include <catch2/catch.hpp>
 
-#include "support/golden_case.hpp"
-#include "support/program_run.hpp"
-#include "support/random_checkpoint.hpp"
-#include "support/temporary_folder.hpp"
+#include "tests/support/golden_case.hpp"
+#include "tests/support/program_run.hpp"
+#include "tests/support/random_checkpoint.hpp"
+#include "tests/support/temporary_folder.hpp"
 
 using namespace dllm_cache;
 using golden::Case;

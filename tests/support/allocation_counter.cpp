@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "support/allocation_counter.hpp"
+#include "tests/support/allocation_counter.hpp"
 
 #include <cstddef>
 #include <cstdlib>

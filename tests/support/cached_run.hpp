@@ -6,9 +6,9 @@
 #include <vector>
 
 #include "dllm_cache/workspace.hpp"
-#include "support/counting_layer.hpp"
-#include "support/nan_resource.hpp"
-#include "support/tiny_model.hpp"
+#include "tests/support/counting_layer.hpp"
+#include "tests/support/nan_resource.hpp"
+#include "tests/support/tiny_model.hpp"
 
 namespace dllm_cache::testing {
 

@@ -7,8 +7,8 @@
 #include <vector>
 
 #include "dllm_cache/decoding/denoising_model.hpp"
-#include "support/counting_layer.hpp"
-#include "support/tiny_model.hpp"
+#include "tests/support/counting_layer.hpp"
+#include "tests/support/tiny_model.hpp"
 
 namespace dllm_cache::testing {
 

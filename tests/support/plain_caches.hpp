@@ -14,7 +14,7 @@
 #include <vector>
 
 #include "dllm_cache/decoding/denoising_model.hpp"
-#include "support/tiny_model.hpp"
+#include "tests/support/tiny_model.hpp"
 
 // The published caches a second time, each written from its definition: which rows flow in a step,
 // and which rows' keys and values are put away at its end. Nothing is shared with the library but

@@ -6,7 +6,7 @@
 #include <vector>
 
 #include "dllm_cache/plan.hpp"
-#include "support/tiny_model.hpp"
+#include "tests/support/tiny_model.hpp"
 
 namespace dllm_cache::testing {
 

@@ -14,7 +14,7 @@
 #include "dllm_cache/policy.hpp"
 #include "dllm_cache/stats.hpp"
 #include "dllm_cache/vverify_selector.hpp"
-#include "support/tiny_model.hpp"
+#include "tests/support/tiny_model.hpp"
 
 namespace dllm_cache::testing {
 

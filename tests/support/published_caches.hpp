@@ -12,7 +12,7 @@
 #include "dllm_cache/policies/free_cache.hpp"
 #include "dllm_cache/policies/prefix_cache.hpp"
 #include "dllm_cache/policies/vicinity.hpp"
-#include "support/plain_caches.hpp"
+#include "tests/support/plain_caches.hpp"
 
 namespace dllm_cache::testing {
 

@@ -11,7 +11,7 @@
 #include <string>
 #include <vector>
 
-#include "dllm_cache/models/safetensors_writer.hpp"
+#include "programs/text/safetensors_writer.hpp"
 
 namespace dllm_cache::testing {
 

@@ -4,7 +4,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "dllm_cache/matrix_view.hpp"
+#include "dllm_cache/base/matrix_view.hpp"
 
 namespace dllm_cache::testing {
 

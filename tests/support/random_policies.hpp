@@ -6,7 +6,7 @@
 #include <string>
 #include <vector>
 
-#include "dllm_cache/detail/mix_bits.hpp"
+#include "dllm_cache/base/mix_bits.hpp"
 #include "dllm_cache/policies/changed_rows.hpp"
 #include "dllm_cache/policies/dkv_decode.hpp"
 #include "dllm_cache/policies/dllm_cache.hpp"
@@ -14,7 +14,7 @@
 #include "dllm_cache/policies/free_cache.hpp"
 #include "dllm_cache/policies/prefix_cache.hpp"
 #include "dllm_cache/policies/vicinity.hpp"
-#include "support/random_numbers.hpp"
+#include "tests/support/random_numbers.hpp"
 
 namespace dllm_cache::testing {
 
@@ -30,7 +30,7 @@ struct RandomPlans {
     return {.name = "random", .stored_updates = {std::min(a, b), std::max(a, b)}};
   }
   void plan(const StepContext& context, StepPlan& plan) const {
-    RandomNumbers random(detail::mix_bits(seed + static_cast<std::uint64_t>(context.step)));
+    RandomNumbers random(base::mix_bits(seed + static_cast<std::uint64_t>(context.step)));
     const Rows stored = traits(context.shape).stored_updates;
     Index verified = 0;
     for (Index row = 0; row < context.live().end; ++row) {

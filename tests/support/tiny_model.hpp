@@ -8,7 +8,7 @@
 
 #include "dllm_cache/feature_cache.hpp"
 #include "dllm_cache/layer.hpp"
-#include "support/random_numbers.hpp"
+#include "tests/support/random_numbers.hpp"
 
 // A small transformer in plain loops. Every row is computed by the same functions in the same order
 // of operations, whichever rows stand beside it: results can be compared bit by bit.

@@ -6,7 +6,7 @@
 #include <span>
 #include <variant>
 
-#include "dllm_cache/decoding/prediction.hpp"
+#include "dllm_cache/decoding/sampler.hpp"
 
 namespace dllm_cache {
 
@@ -156,7 +156,7 @@ using CommitRule = std::variant<CountedCommit, TimestepCommit, BernoulliCommit, 
 /// Refuses numbers outside their range; throws std::invalid_argument naming rule and field.
 inline void check_rule(const CommitRule& rule) {
   const auto check = [](bool legal, const char* what, auto got) {
-    if (!legal) detail::refuse_argument(what, ", got ", got);
+    if (!legal) base::refuse_argument(what, ", got ", got);
   };
   if (const auto* timed = std::get_if<TimestepCommit>(&rule))
     check(timed->epsilon > 0.0 && timed->epsilon < 1.0, "TimestepCommit: epsilon must be in (0, 1)",

@@ -11,11 +11,11 @@
 #include <utility>
 #include <vector>
 
+#include "dllm_cache/base/large_pages.hpp"
 #include "dllm_cache/decoding/denoising_model.hpp"
-#include "dllm_cache/decoding/loop_sequence.hpp"
-#include "dllm_cache/decoding/predict_rows.hpp"
+#include "dllm_cache/decoding/detail/logits_pass.hpp"
+#include "dllm_cache/decoding/detail/loop_sequence.hpp"
 #include "dllm_cache/decoding/step_report.hpp"
-#include "dllm_cache/large_pages.hpp"
 #include "dllm_cache/workspace.hpp"
 
 namespace dllm_cache {
@@ -118,10 +118,10 @@ class DenoisingLoop {
     refuse_busy(done, "restart");
     for (std::size_t i = m_told; i < m_reports.size(); ++i)
       if (m_reports[i].id == id)
-        detail::refuse_call("DenoisingLoop: restart() of sequence ", id,
-                            ", whose report is still to come");
+        base::refuse_call("DenoisingLoop: restart() of sequence ", id,
+                          ", whose report is still to come");
     check_prompt(prompt);
-    if (!done.cache) detail::refuse_call("DenoisingLoop: restart() of sequence ", id, ", released");
+    if (!done.cache) base::refuse_call("DenoisingLoop: restart() of sequence ", id, ", released");
     const AnyPolicy policy = done.cache->planner().policy();
     SequenceState state(prompt, options, m_model->special_tokens());
     const SequenceShape shape = shape_of(state);
@@ -140,7 +140,7 @@ class DenoisingLoop {
   /// `on_step` throw.
   template <TakesReports OnStep>
   bool step(OnStep&& on_step) {
-    if (m_stepping) detail::refuse_call("DenoisingLoop: step() while a step runs");
+    if (m_stepping) base::refuse_call("DenoisingLoop: step() while a step runs");
     const Stepping stepping(m_stepping);
     if (!m_pass) forward();
     if (!m_pass) return false;
@@ -202,7 +202,7 @@ class DenoisingLoop {
   /// when they were given back.
   [[nodiscard]] const Cache& cache(Index id) const {
     const Slot& held = slot(id);
-    if (!held.cache) detail::refuse_call("DenoisingLoop: cache() of sequence ", id, " released");
+    if (!held.cache) base::refuse_call("DenoisingLoop: cache() of sequence ", id, " released");
     return *held.cache;
   }
   /// Sequences of the step in progress, in the order of the pass.
@@ -238,8 +238,8 @@ class DenoisingLoop {
   void check_prompt(std::span<const std::int32_t> tokens) const {
     for (const std::int32_t token : tokens)
       if (token < 0 || token >= m_model->vocabulary())
-        detail::refuse_argument("DenoisingLoop: prompt must hold tokens in [0, ",
-                                m_model->vocabulary(), "), got ", token);
+        base::refuse_argument("DenoisingLoop: prompt must hold tokens in [0, ",
+                              m_model->vocabulary(), "), got ", token);
   }
 
   Cache make_cache(const SequenceState& state, const AnyPolicy& policy) {
@@ -272,25 +272,23 @@ class DenoisingLoop {
 
   void refuse_busy(const Slot& done, const char* call) const {
     if (done.runs() || in_step(done.id))
-      detail::refuse_call("DenoisingLoop: ", call, "() of sequence ", done.id,
-                          ", which still runs");
+      base::refuse_call("DenoisingLoop: ", call, "() of sequence ", done.id, ", which still runs");
   }
 
   // A sequence between two steps, with its features.
   const Slot& resting(Index id, const char* call) const {
     const Slot& held = slot(id);
     if (in_step(id))
-      detail::refuse_call("DenoisingLoop: ", call, "() of sequence ", id,
-                          ", in the middle of a step");
+      base::refuse_call("DenoisingLoop: ", call, "() of sequence ", id,
+                        ", in the middle of a step");
     if (!held.cache)
-      detail::refuse_call("DenoisingLoop: ", call, "() of sequence ", id, ", released");
+      base::refuse_call("DenoisingLoop: ", call, "() of sequence ", id, ", released");
     return held;
   }
 
   [[nodiscard]] const Slot& slot(Index id) const {
     if (id < 0 || id >= sequences())
-      detail::refuse_argument("DenoisingLoop: sequence must be in [0, ", sequences(), "), got ",
-                              id);
+      base::refuse_argument("DenoisingLoop: sequence must be in [0, ", sequences(), "), got ", id);
     return *m_slots[static_cast<std::size_t>(id)];
   }
   [[nodiscard]] Slot& slot(Index id) { return const_cast<Slot&>(std::as_const(*this).slot(id)); }
@@ -452,7 +450,7 @@ class DenoisingLoop {
   bool m_stepping = false;
   detail::RowPredictor<Cache> m_predictor;
   MatrixView<float> m_x;
-  detail::Buffer<float> m_hidden;
+  base::Buffer<float> m_hidden;
 };
 
 }  // namespace dllm_cache

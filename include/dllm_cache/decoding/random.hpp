@@ -5,7 +5,7 @@
 #include <cstdint>
 #include <initializer_list>
 
-#include "dllm_cache/detail/mix_bits.hpp"
+#include "dllm_cache/base/mix_bits.hpp"
 
 namespace dllm_cache {
 
@@ -25,15 +25,15 @@ enum class RandomUse : std::uint64_t { Token = 1, Confidence = 2, Order = 3 };
 class RowRandom {
  public:
   RowRandom(const RandomKey& key, RandomUse use)
-      : m_base(detail::mix_bits(static_cast<std::uint64_t>(use))) {
+      : m_base(base::mix_bits(static_cast<std::uint64_t>(use))) {
     // Chained, so that (1, 2) and (2, 1) differ.
     for (const std::uint64_t part : {key.seed, key.sequence, key.step, key.row})
-      m_base = detail::mix_bits(m_base ^ part);
+      m_base = base::mix_bits(m_base ^ part);
   }
 
   /// Number `index` of the stream, uniform in the open interval (0, 1).
   [[nodiscard]] double uniform(std::uint64_t index) const {
-    const std::uint64_t bits = detail::mix_bits(m_base + index * 0xd1342543de82ef95ULL);
+    const std::uint64_t bits = base::mix_bits(m_base + index * 0xd1342543de82ef95ULL);
     // 52 bits: with 53 the half would be rounded away, up to 1 at the end.
     return (static_cast<double>(bits >> 12) + 0.5) * 0x1.0p-52;
   }

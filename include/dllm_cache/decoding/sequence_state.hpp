@@ -10,7 +10,7 @@
 #include <vector>
 
 #include "dllm_cache/decoding/decoding_options.hpp"
-#include "dllm_cache/decoding/options_snapshot.hpp"
+#include "dllm_cache/decoding/detail/options_snapshot.hpp"
 #include "dllm_cache/plan.hpp"
 
 namespace dllm_cache {
@@ -134,11 +134,11 @@ class SequenceState {
   /// std::logic_error after the end and for predictions of rows that are no candidates; then
   /// nothing was committed.
   Index commit() {
-    if (m_finished) detail::refuse_call("SequenceState: commit() after the end");
+    if (m_finished) base::refuse_call("SequenceState: commit() after the end");
     for (const Prediction& one : m_predictions)
       if (one.row < m_prompt || !is_candidate(one.row))
-        detail::refuse_call("SequenceState: predictions must be of rows that may be committed, ",
-                            "got row ", one.row);
+        base::refuse_call("SequenceState: predictions must be of rows that may be committed, ",
+                          "got row ", one.row);
     order_predictions();
     m_progress.masked = candidates();
     const Index count = count_commits(m_predictions, m_options.commit, m_progress);
@@ -208,10 +208,10 @@ class SequenceState {
   void check_options() {
     const DecodingOptions& o = m_options;
     const auto refuse = [](const auto&... parts) {
-      detail::refuse_argument("DecodingOptions: ", parts...);
+      base::refuse_argument("DecodingOptions: ", parts...);
     };
     if (m_special.mask < 0)
-      detail::refuse_argument("SpecialTokens: mask must be a token, got ", m_special.mask);
+      base::refuse_argument("SpecialTokens: mask must be a token, got ", m_special.mask);
     if (o.response < 1 || o.response > most_rows)
       refuse("response must be in [1, 2^31], got ", o.response);
     if (o.block_length < 0 || o.block_length > o.response ||

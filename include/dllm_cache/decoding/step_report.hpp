@@ -5,7 +5,7 @@
 #include <span>
 #include <type_traits>
 
-#include "dllm_cache/decoding/prediction.hpp"
+#include "dllm_cache/decoding/sampler.hpp"
 #include "dllm_cache/plan.hpp"
 
 namespace dllm_cache {

@@ -9,7 +9,7 @@
 #include <string_view>
 #include <type_traits>
 
-#include "dllm_cache/scalar.hpp"
+#include "dllm_cache/base/scalar.hpp"
 #include "dllm_cache/snapshot.hpp"
 #include "dllm_cache/step_planner.hpp"
 
@@ -29,8 +29,8 @@ template <class T>
 [[nodiscard]] inline std::string named_options(const StepPlanner& planner) {
   const std::optional<std::string> options = planner.policy().options();
   if (!options)
-    refuse_call("policy ", planner.traits().name,
-                " has members and no `std::string options() const`: snapshots need it");
+    base::refuse_call("policy ", planner.traits().name,
+                      " has members and no `std::string options() const`: snapshots need it");
   return *options;
 }
 

@@ -11,14 +11,14 @@ requires RowSelector<Selector, Scalar, Stored>
 auto Workspace<Scalar, Stored, Selector>::begin_step(std::span<Cache* const> caches,
                                                      std::span<const StepInput> inputs)
     -> PassType {
-  if (m_open) detail::refuse_call("Workspace: begin_step() while a pass is open");
+  if (m_open) base::refuse_call("Workspace: begin_step() while a pass is open");
   if (caches.empty() || caches.size() != inputs.size())
-    detail::refuse_argument("Workspace: a batch needs 1 cache or more and one input a cache, got ",
-                            caches.size(), " caches and ", inputs.size(), " inputs");
+    base::refuse_argument("Workspace: a batch needs 1 cache or more and one input a cache, got ",
+                          caches.size(), " caches and ", inputs.size(), " inputs");
   for (Cache* const& cache : caches) {
-    if (cache == nullptr) detail::refuse_argument("Workspace: a cache of the batch is null");
+    if (cache == nullptr) base::refuse_argument("Workspace: a cache of the batch is null");
     if (cache->model() != caches.front()->model())
-      detail::refuse_argument(
+      base::refuse_argument(
           "Workspace: all caches of a batch must have one model shape, that of cache ",
           &cache - caches.data(), " is not that of the first");
   }
@@ -135,7 +135,7 @@ void Workspace<Scalar, Stored, Selector>::store_values(MatrixView<const Scalar> 
       const auto kept = values.middle_rows(row_of(packed), count);
       if (recompute) {
         for (Index row = 0; row < count; ++row)
-          detail::convert_row(fresh.row(row), kept.row(row), fresh.cols);
+          base::convert_row(fresh.row(row), kept.row(row), fresh.cols);
       } else {
         sequence.cache->m_selector.accumulate(
             fresh, kept,
@@ -160,12 +160,11 @@ void Workspace<Scalar, Stored, Selector>::select_rows(Sequence& sequence) {
           static_cast<std::size_t>(sequence.verified.begin), static_cast<std::size_t>(verified)),
       count, m_selected);
   if (static_cast<Index>(m_selected.size()) > count)
-    detail::refuse_call("RowSelector: select() must leave at most ", count, " rows, left ",
-                        m_selected.size());
+    base::refuse_call("RowSelector: select() must leave at most ", count, " rows, left ",
+                      m_selected.size());
   for (const Index place : m_selected) {
     if (place < 0 || place >= verified)
-      detail::refuse_call("RowSelector: selected places must be in [0, ", verified, "), got ",
-                          place);
+      base::refuse_call("RowSelector: selected places must be in [0, ", verified, "), got ", place);
     const auto entry = static_cast<std::size_t>(sequence.verified.begin + place);
     const Index packed = m_verified[entry];
     // A similarity of NaN is below every threshold, and no similarity reaches none.
@@ -207,7 +206,7 @@ void Workspace<Scalar, Stored, Selector>::store_keys(MatrixView<const Scalar> k,
     const MatrixView<const Stored> values = cache.values(layer);
     for (Index place = sequence.recomputed.begin; place < sequence.recomputed.end; ++place) {
       const Index row = m_recomputed[static_cast<std::size_t>(place)];
-      detail::convert_row(k.row(place), Cache::writable(keys).row(row), k.cols);
+      base::convert_row(k.row(place), Cache::writable(keys).row(row), k.cols);
       // Rows that see the same keys share a segment: all of a sequence, unless attention is causal
       // over blocks.
       const Index seen = shape.key_end(row);
@@ -231,12 +230,12 @@ void Workspace<Scalar, Stored, Selector>::add_updates(MatrixView<Scalar> x,
     for (Index packed = sequence.packed.begin; packed < sequence.packed.end; ++packed) {
       const Index row = row_of(packed);
       if (m_recompute[static_cast<std::size_t>(packed)] == 0) {
-        detail::add_row(updates.row(row - stored.begin), x.row(packed), x.cols);
+        base::add_row(updates.row(row - stored.begin), x.row(packed), x.cols);
         continue;
       }
-      detail::add_row(u.row(place), x.row(packed), x.cols);
+      base::add_row(u.row(place), x.row(packed), x.cols);
       if (stored.contains(row))
-        detail::convert_row(u.row(place), updates.row(row - stored.begin), x.cols);
+        base::convert_row(u.row(place), updates.row(row - stored.begin), x.cols);
       ++place;
     }
   }

@@ -4,7 +4,7 @@
 #include <memory>
 #include <string>
 
-#include "dllm_cache/models/checkpoint.hpp"
+#include "dllm_cache/models/checkpoint/checkpoint_folder.hpp"
 #include "dllm_cache/models/load_parts.hpp"
 #include "dllm_cache/models/transformer_model.hpp"
 

@@ -3,7 +3,7 @@
 
 #include <string>
 
-#include "dllm_cache/models/checkpoint.hpp"
+#include "dllm_cache/models/checkpoint/checkpoint_folder.hpp"
 #include "dllm_cache/models/transformer_model.hpp"
 
 // What the loaders of all models share.

@@ -8,9 +8,9 @@
 
 #include "dllm_cache/decoding/sequence_state.hpp"
 #include "dllm_cache/feature_cache.hpp"
-#include "dllm_cache/models/attention.hpp"
-#include "dllm_cache/models/linear.hpp"
-#include "dllm_cache/models/row_operations.hpp"
+#include "dllm_cache/models/compute/attention.hpp"
+#include "dllm_cache/models/compute/linear.hpp"
+#include "dllm_cache/models/compute/row_operations.hpp"
 
 namespace dllm_cache::models {
 

@@ -8,7 +8,7 @@
 
 #include "dllm_cache/models/transformer_model.hpp"
 #if DLLM_CACHE_HAS_ONEDNN
-#include "dllm_cache/models/onednn_attention.hpp"
+#include "dllm_cache/models/compute/onednn_attention.hpp"
 #endif
 
 namespace dllm_cache::models {
@@ -65,8 +65,8 @@ class TransformerRunner {
   void embed(std::span<const std::int32_t> tokens, MatrixView<float> x) const {
     for (std::size_t i = 0; i < tokens.size(); ++i) {
       if (tokens[i] < 0 || tokens[i] >= vocabulary())
-        dllm_cache::detail::refuse_argument("TransformerRunner: tokens must be in [0, ",
-                                            vocabulary(), "), got ", tokens[i]);
+        base::refuse_argument("TransformerRunner: tokens must be in [0, ", vocabulary(), "), got ",
+                              tokens[i]);
       read_floats(m_model->embedding, tokens[i] * config().width, config().width,
                   x.row(static_cast<Index>(i)));
     }
@@ -96,8 +96,7 @@ class TransformerRunner {
 
   static std::shared_ptr<const TransformerModel> checked(
       std::shared_ptr<const TransformerModel> model) {
-    if (!model)
-      dllm_cache::detail::refuse_argument("TransformerRunner: model must be given, got none");
+    if (!model) base::refuse_argument("TransformerRunner: model must be given, got none");
     return model;
   }
 
@@ -123,8 +122,7 @@ class TransformerRunner {
                         m_model->compute.precision == Precision::Bfloat16;
     input.resize(rows, width, Products::padded_rows(rows), narrow);
   }
-  static MatrixView<float> padded(dllm_cache::detail::Buffer<float>& memory, Index rows,
-                                  Index cols) {
+  static MatrixView<float> padded(base::Buffer<float>& memory, Index rows, Index cols) {
     return dense_view(memory.ensure(Products::padded_rows(rows) * cols), rows, cols);
   }
 
@@ -136,11 +134,11 @@ class TransformerRunner {
   OneDnnAttention<float> m_attention{m_team.threads()};
   OneDnnAttention<Eigen::bfloat16> m_bf16_attention{m_team.threads()};
 #endif
-  ProductInput m_normed;                         // [m, d] after a norm
-  ProductInput m_attended;                       // [m, heads * head_dim]
-  ProductInput m_gated;                          // [m, feed_forward], the gate before
-  dllm_cache::detail::Buffer<float> m_residual;  // [m, d] after attention
-  dllm_cache::detail::Buffer<float> m_up;        // [m, feed_forward]
+  ProductInput m_normed;           // [m, d] after a norm
+  ProductInput m_attended;         // [m, heads * head_dim]
+  ProductInput m_gated;            // [m, feed_forward], the gate before
+  base::Buffer<float> m_residual;  // [m, d] after attention
+  base::Buffer<float> m_up;        // [m, feed_forward]
   double m_attention_operations = 0.0;
 };
 

@@ -27,11 +27,11 @@ struct ChangedRowsPolicy {
 
   [[nodiscard]] PolicyTraits traits(const SequenceShape&) const {
     if (keep_active < 0 || keep_active > 65534)
-      detail::refuse_argument("ChangedRowsPolicy: keep_active must be in [0, 65534], got ",
-                              keep_active);
+      base::refuse_argument("ChangedRowsPolicy: keep_active must be in [0, 65534], got ",
+                            keep_active);
     if (refresh_interval < 1)
-      detail::refuse_argument("ChangedRowsPolicy: refresh_interval must be at least 1, got ",
-                              refresh_interval);
+      base::refuse_argument("ChangedRowsPolicy: refresh_interval must be at least 1, got ",
+                            refresh_interval);
     return {.name = "changed-rows",
             .needs_masked = true,
             .needs_changed = true,

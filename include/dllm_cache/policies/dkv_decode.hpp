@@ -25,8 +25,8 @@ struct DkvDecodePolicy {
 
   [[nodiscard]] PolicyTraits traits(const SequenceShape& shape) const {
     if (refresh_interval < 1)
-      detail::refuse_argument("DkvDecodePolicy: refresh_interval must be at least 1, got ",
-                              refresh_interval);
+      base::refuse_argument("DkvDecodePolicy: refresh_interval must be at least 1, got ",
+                            refresh_interval);
     return {.name = "dkv",
             .needs_block = shape.prediction_shift == 0,
             .needs_masked = true,

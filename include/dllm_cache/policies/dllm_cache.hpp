@@ -49,16 +49,16 @@ struct DllmCachePolicy {
 
   [[nodiscard]] PolicyTraits traits(const SequenceShape& shape) const {
     if (prompt_interval < 1)
-      detail::refuse_argument("DllmCachePolicy: prompt_interval must be at least 1, got ",
-                              prompt_interval);
+      base::refuse_argument("DllmCachePolicy: prompt_interval must be at least 1, got ",
+                            prompt_interval);
     if (response_interval < 1)
-      detail::refuse_argument("DllmCachePolicy: response_interval must be at least 1, got ",
-                              response_interval);
+      base::refuse_argument("DllmCachePolicy: response_interval must be at least 1, got ",
+                            response_interval);
     if (!(ratio >= 0.0 && ratio <= 1.0))  // written so that NaN is refused too
-      detail::refuse_argument("DllmCachePolicy: ratio must be in [0, 1], got ", ratio);
+      base::refuse_argument("DllmCachePolicy: ratio must be in [0, 1], got ", ratio);
     if (!(similarity_threshold >= -1.0 && similarity_threshold <= 1.0) &&
         similarity_threshold != no_similarity_threshold)
-      detail::refuse_argument(
+      base::refuse_argument(
           "DllmCachePolicy: similarity_threshold must be in [-1, 1] or no_similarity_threshold, "
           "got ",
           similarity_threshold);

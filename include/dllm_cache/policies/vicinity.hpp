@@ -34,15 +34,14 @@ struct VicinityPolicy {
 
   [[nodiscard]] PolicyTraits traits(const SequenceShape&) const {
     if (prefix_look < 0)
-      detail::refuse_argument("VicinityPolicy: prefix_look must be at least 0, got ", prefix_look);
+      base::refuse_argument("VicinityPolicy: prefix_look must be at least 0, got ", prefix_look);
     if (after_look < 0)
-      detail::refuse_argument("VicinityPolicy: after_look must be at least 0, got ", after_look);
+      base::refuse_argument("VicinityPolicy: after_look must be at least 0, got ", after_look);
     if (warmup_steps < 0)
-      detail::refuse_argument("VicinityPolicy: warmup_steps must be at least 0, got ",
-                              warmup_steps);
+      base::refuse_argument("VicinityPolicy: warmup_steps must be at least 0, got ", warmup_steps);
     if (refresh_interval < 1)
-      detail::refuse_argument("VicinityPolicy: refresh_interval must be at least 1, got ",
-                              refresh_interval);
+      base::refuse_argument("VicinityPolicy: refresh_interval must be at least 1, got ",
+                            refresh_interval);
     return {.name = "vicinity", .needs_block = true};
   }
 

@@ -3,7 +3,7 @@
 
 #include "dllm_cache/dllm_cache.hpp"
 #ifdef WITH_MODELS
-#include "dllm_cache/models/config.hpp"
+#include "dllm_cache/models/checkpoint/config.hpp"
 #endif
 
 int main() {

@@ -1,0 +1,168 @@
+// SPDX-License-Identifier: Apache-2.0
+// dllm-generate: a checkpoint folder and a request in, answers and their cost out.
+#include <CLI/CLI.hpp>
+#include <iostream>
+#include <nlohmann/json.hpp>
+
+#include "dllm_cache/models/transformer_runner.hpp"
+#include "programs/options/command_line.hpp"
+#include "programs/options/settings_json.hpp"
+#include "programs/run/generation.hpp"
+#include "programs/run/open_model.hpp"
+#include "programs/show/progress.hpp"
+#include "programs/text/text_file.hpp"
+#include "programs/text/vocabulary.hpp"
+
+namespace {
+
+using namespace programs;
+namespace models = dllm_cache::models;
+
+struct Options {
+  std::string model;
+  std::string request;
+  std::string prompt;
+  std::string prompt_file;
+  std::string json;
+  std::string trace;
+  ComputeSettings compute;
+  bool audit = false;
+  bool quiet = false;
+  Settings settings;
+};
+
+void declare(CLI::App& app, Options& options) {
+  app.add_option("--model", options.model,
+                 "Checkpoint folder: config.json and model.safetensors, or its shards with their "
+                 "index (required)");
+  auto* request =
+      app.add_option("--request", options.request,
+                     "JSON file with prompt_ids (a list of prompts of any lengths) and, "
+                     "optionally, the settings below; an option beats the request");
+  auto* prompt =
+      app.add_option("--prompt", options.prompt, "A prompt as text, for models with a vocab.txt");
+  auto* prompt_file =
+      app.add_option("--prompt-file", options.prompt_file, "The same, read from a file");
+  prompt->excludes(request)->excludes(prompt_file);
+  prompt_file->excludes(request);
+  app.add_option("--json", options.json,
+                 "Write tokens, steps, forwards, operations, rows, cache_bytes and seconds to this "
+                 "file (- for standard output)");
+  app.add_option("--trace", options.trace,
+                 "Write what happened to every row in every step and layer to this safetensors "
+                 "file, for dllm-trace: prompt_tokens, final_tokens, tokens_before_step, "
+                 "step_of_forward, stepN.layerL.selected, .similarity and .treatment (0 absent, 1 "
+                 "reused, 2 verified, 3 recomputed)");
+  app.add_flag("--audit", options.audit,
+               "Run the uncached forward beside every step and report how far the logits and the "
+               "tokens of the cached one are from it; not with guidance");
+  declare_compute(app, options.compute);
+  app.add_flag("--quiet", options.quiet, "No progress bar, answers or summary: --json alone");
+
+  declare_gen_length(app, options.settings.decoding);
+  declare_decoding(app, options.settings.decoding);
+  declare_caching(app, options.settings.caching);
+}
+
+std::string prompt_text(const Options& options) {
+  if (options.prompt_file.empty()) return options.prompt;
+  std::string text = read_text(options.prompt_file);
+  if (text.empty()) throw BadRequest(options.prompt_file + ": empty");
+  return text;
+}
+
+nlohmann::ordered_json to_json(const GenerationResult& result, bool audited) {
+  nlohmann::ordered_json json = {{"tokens", result.tokens},
+                                 {"steps", result.steps},
+                                 {"forwards", result.forwards},
+                                 {"operations", static_cast<std::uint64_t>(result.operations)},
+                                 {"rows", rows_json(result.rows)},
+                                 {"cache_bytes", result.cache_bytes},
+                                 {"seconds", result.seconds}};
+  if (audited) json["audit"] = audit_json(result.audit);
+  return json;
+}
+
+void print_answers(const GenerationResult& result, const Vocabulary* vocabulary,
+                   std::int32_t end_of_text) {
+  for (const auto& tokens : result.tokens) {
+    if (vocabulary != nullptr) {
+      std::cout << vocabulary->decode(tokens, end_of_text) << '\n';
+      continue;
+    }
+    for (std::size_t i = 0; i < tokens.size(); ++i) std::cout << (i > 0 ? " " : "") << tokens[i];
+    std::cout << '\n';
+  }
+}
+
+int run(const Options& options) {
+  if (options.settings.caching.policy == "list") {
+    list_policies(std::cout);
+    return 0;
+  }
+  if (options.model.empty()) throw BadRequest("--model is required");
+  if (options.request.empty() && options.prompt.empty() && options.prompt_file.empty())
+    throw BadRequest("one of --request, --prompt and --prompt-file must be given");
+  Request request;
+  if (!options.request.empty()) request = read_request(options.request);
+  request.settings = merge({.decoding = options.settings.decoding,
+                            .caching = with_implied_policy(options.settings.caching)},
+                           request.settings);
+  check_policy_options(options.settings.caching,
+                       request.settings.caching.policy.value_or(default_policy));
+  const Index steps = planned_steps(request);
+  static_cast<void>(
+      make_policy(request.settings.caching));  // refuse before a large model is opened
+
+  const auto model = open_model(options.model, options.compute.model);
+  std::optional<Vocabulary> vocabulary;
+  if (Vocabulary::exists(options.model)) vocabulary.emplace(options.model);
+  if (options.request.empty()) {
+    if (!vocabulary)
+      throw BadRequest("--prompt needs a model with a vocab.txt, " + options.model +
+                       " has none: use --request");
+    request.prompts.push_back(vocabulary->encode(prompt_text(options)));
+  }
+
+  models::TransformerRunner runner(model, options.compute.threads);
+  Trace trace;
+  Watchers watchers;
+  if (!options.trace.empty()) watchers.trace = &trace;
+  std::optional<models::TransformerRunner> auditor;
+  if (options.audit) watchers.auditor = &auditor.emplace(model, options.compute.threads);
+  Progress progress(!options.quiet);
+  const GenerationResult result = generate(
+      runner, request, watchers,
+      [&](const dllm_cache::StepReport& report) {
+        const auto left =
+            std::count(report.tokens.begin(), report.tokens.end(), model->config.special.mask);
+        progress.show(report.step + 1, steps,
+                      "steps, sequence " + std::to_string(report.id) + ": " + std::to_string(left) +
+                          " tokens masked");
+        return true;
+      },
+      options.compute.features);
+  if (!options.trace.empty()) trace.write(options.trace);
+  if (!options.json.empty()) write_text(options.json, to_json(result, options.audit).dump() + "\n");
+  if (options.json != "-" && !options.quiet) {
+    print_answers(result, vocabulary ? &*vocabulary : nullptr, model->config.special.end_of_text);
+    std::fprintf(stderr, "%td steps, %td forwards, %.3f s, %.3g operations, %td rows recomputed\n",
+                 result.steps, result.forwards, result.seconds, result.operations,
+                 result.rows.update);
+    if (options.audit) std::cout << audit_table(result.audit);
+  }
+  return 0;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  CLI::App app(
+      "Generates text with a masked diffusion language model (LLaDA, Dream), with a feature "
+      "cache.\n"
+      "Exit codes: 0 done, 1 a file cannot be used, 2 a bad option or request.",
+      "dllm-generate");
+  Options options;
+  declare(app, options);
+  return run_command_line(app, argc, argv, [&] { return run(options); });
+}

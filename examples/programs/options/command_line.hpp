@@ -1,0 +1,61 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <CLI/CLI.hpp>
+#include <cstdio>
+#include <iosfwd>
+#include <string>
+
+#include "dllm_cache/models/compute/backend.hpp"
+#include "dllm_cache/models/compute/parallel.hpp"
+#include "dllm_cache/version.hpp"
+#include "programs/options/settings.hpp"
+#include "programs/text/errors.hpp"
+
+namespace programs {
+
+/// What a model computes with, and what features are stored in.
+struct ComputeSettings {
+  int threads = dllm_cache::models::available_threads();
+  dllm_cache::models::ComputeOptions model;
+  FeatureType features = FeatureType::Float32;
+};
+
+/// Declares `--gen-length`.
+void declare_gen_length(CLI::App& app, DecodingSettings& settings);
+
+/// Declares the options of decoding, `--gen-length` apart.
+void declare_decoding(CLI::App& app, DecodingSettings& settings);
+
+/// Declares `--policy`, `--no-cache` and the options of all policies.
+void declare_caching(CLI::App& app, PolicySettings& settings);
+
+/// Declares `--threads`.
+void declare_threads(CLI::App& app, int& threads);
+
+/// Declares `--threads`, `--backend`, `--precision` and `--features`.
+void declare_compute(CLI::App& app, ComputeSettings& settings);
+
+/// The policy that the options name: naming a setting of dllm-cache turns it on.
+[[nodiscard]] PolicySettings with_implied_policy(PolicySettings settings);
+
+/// Writes every policy with its description and options: what `--policy list` shows.
+void list_policies(std::ostream& out);
+
+/// Adds `--version`, parses the command line and runs the body: help and version end with 0, a bad
+/// option with 2 and one line on stderr, what the body throws as run_program() says.
+template <class Body>
+int run_command_line(CLI::App& app, int argc, char** argv, Body&& body) {
+  app.set_version_flag("--version", std::string(dllm_cache::version));
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::Success& help_or_version) {
+    return app.exit(help_or_version);
+  } catch (const CLI::ParseError& error) {
+    std::fprintf(stderr, "%s: %s\n", app.get_name().c_str(), error.what());
+    return 2;
+  }
+  return run_program(app.get_name().c_str(), body);
+}
+
+}  // namespace programs

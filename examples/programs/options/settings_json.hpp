@@ -1,0 +1,26 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <nlohmann/json.hpp>
+
+#include "dllm_cache/models/compute/backend.hpp"
+#include "dllm_cache/stats.hpp"
+#include "programs/options/settings.hpp"
+
+namespace programs {
+
+/// Everything that decides how tokens are decoded, `gen_length` apart, under the keys of a request,
+/// defaults included; `dream` says whether the model is decoded like Dream. Null: gen_length.
+[[nodiscard]] nlohmann::ordered_json decoding_json(const DecodingSettings& settings, bool dream);
+
+/// The policy's name as `policy` and its options as `policy_options`, defaults included.
+[[nodiscard]] nlohmann::ordered_json policy_json(const PolicySettings& settings);
+
+/// `backend`, `precision` and `features`.
+[[nodiscard]] nlohmann::ordered_json compute_json(const dllm_cache::models::ComputeOptions& compute,
+                                                  FeatureType features);
+
+/// `flow`, `value`, `update` and `head`.
+[[nodiscard]] nlohmann::ordered_json rows_json(const dllm_cache::RowCounts& rows);
+
+}  // namespace programs

@@ -1,0 +1,50 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <vector>
+
+#include "dllm_cache/decoding/denoising_loop.hpp"
+#include "dllm_cache/models/transformer_runner.hpp"
+#include "programs/options/request.hpp"
+#include "programs/run/audit.hpp"
+#include "programs/run/trace.hpp"
+
+namespace programs {
+
+/// What a generation cost and said; rows and forwards are summed over all sequences of the batch.
+struct GenerationResult {
+  std::vector<std::vector<std::int32_t>> tokens;  ///< Response ids, one list a prompt.
+  Index steps = 0;                                ///< Denoising steps of the longest sequence.
+  Index forwards = 0;
+  double operations = 0.0;
+  dllm_cache::RowCounts rows;
+  Index cache_bytes = 0;
+  double seconds = 0.0;
+  std::vector<AuditStep> audit;  ///< Empty without an auditor.
+  bool cancelled = false;
+};
+
+/// Called after each step of each sequence; return false to cancel.
+using OnStep = std::function<bool(const dllm_cache::StepReport&)>;
+
+/// What looks on while a request is answered; null: nothing.
+struct Watchers {
+  Trace* trace = nullptr;
+  /// Another runner of the same model: it computes the uncached logits of every step, see Audit.
+  dllm_cache::models::TransformerRunner* auditor = nullptr;
+};
+
+/// Generates the answers of a request; what looks on changes neither answers nor costs. Throws
+/// BadRequest for settings or prompts that do not fit the model or the audit, and what the library
+/// throws.
+[[nodiscard]] GenerationResult generate(dllm_cache::models::TransformerRunner& runner,
+                                        const Request& request, const Watchers& watchers,
+                                        const OnStep& on_step,
+                                        FeatureType features = FeatureType::Float32);
+
+/// Steps that the longest sequence of a request takes at most, for progress bars.
+[[nodiscard]] Index planned_steps(const Request& request);
+
+}  // namespace programs

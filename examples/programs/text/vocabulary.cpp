@@ -1,0 +1,65 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "programs/text/vocabulary.hpp"
+
+#include <fstream>
+
+#include "programs/text/errors.hpp"
+
+namespace programs {
+
+bool Vocabulary::exists(const std::filesystem::path& folder) {
+  return std::filesystem::is_regular_file(folder / "vocab.txt");
+}
+
+Vocabulary::Vocabulary(const std::filesystem::path& folder) {
+  const std::filesystem::path path = folder / "vocab.txt";
+  std::ifstream file(path);
+  for (std::string line; std::getline(file, line);) {
+    if (line == "\\n") line = "\n";
+    m_ids.emplace(line, static_cast<std::int32_t>(m_symbols.size()));
+    m_symbols.push_back(line);
+  }
+  if (m_symbols.empty())
+    throw std::runtime_error(path.string() + ": expected one symbol a line, got none");
+}
+
+std::vector<std::int32_t> Vocabulary::encode(const std::string& text,
+                                             const std::string& what) const {
+  std::vector<std::int32_t> tokens;
+  for (std::size_t at = 0; at < text.size();) {
+    // A character of UTF-8 may take several bytes; it is named whole when it is unknown.
+    std::size_t bytes = 1;
+    while (at + bytes < text.size() &&
+           (static_cast<unsigned char>(text[at + bytes]) & 0xC0U) == 0x80U)
+      ++bytes;
+    const std::string character = text.substr(at, bytes);
+    const auto found = m_ids.find(character);
+    if (found == m_ids.end())
+      throw BadRequest(std::string(what)
+                           .append(": character '")
+                           .append(character)
+                           .append("' at place ")
+                           .append(std::to_string(at))
+                           .append(" is not in the model's vocabulary"));
+    tokens.push_back(found->second);
+    at += bytes;
+  }
+  return tokens;
+}
+
+std::string Vocabulary::decode(std::span<const std::int32_t> tokens, std::int32_t end) const {
+  std::string text;
+  for (const std::int32_t token : tokens) {
+    if (token == end) break;
+    text += symbol(token);
+  }
+  return text;
+}
+
+const std::string& Vocabulary::symbol(std::int32_t token) const {
+  static const std::string unknown = "?";
+  const auto place = static_cast<std::size_t>(token);
+  return token >= 0 && place < m_symbols.size() ? m_symbols[place] : unknown;
+}
+
+}  // namespace programs

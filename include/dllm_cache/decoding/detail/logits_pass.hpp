@@ -1,0 +1,109 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "dllm_cache/base/buffer.hpp"
+#include "dllm_cache/base/matrix_view.hpp"
+#include "dllm_cache/decoding/denoising_model.hpp"
+#include "dllm_cache/decoding/detail/loop_sequence.hpp"
+#include "dllm_cache/decoding/sampler.hpp"
+
+namespace dllm_cache::detail {
+
+/// A row of a sequence whose logits are wanted, by its places in the hidden states of a step.
+template <class Cache>
+struct WantedRow {
+  LoopSequence<Cache>* sequence = nullptr;
+  Index row = 0;
+  Index place = 0;
+  Index unconditional_place = -1;  ///< Refreshes the guidance residual when there is one.
+};
+
+/// Logits of wanted rows and what they predict, in chunks of rows: there is no
+/// `[rows, vocabulary]` array, and logits are reduced while they are in a processor's cache.
+template <class Cache>
+class RowPredictor {
+ public:
+  using Wanted = WantedRow<Cache>;
+
+  static constexpr Index chunk_rows = 64;
+
+  /// Appends the prediction of each wanted row that can be committed to those of its sequence;
+  /// hidden `[rows, width]` of the step. Calls `on_logits(id, row, logits)` after each row.
+  template <class Model, class OnLogits>
+  void predict(Model& model, MatrixView<const float> hidden, std::span<const Wanted> wanted,
+               const OnLogits& on_logits) {
+    for (std::size_t begin = 0; begin < wanted.size(); begin += chunk_rows) {
+      const std::size_t count = std::min<std::size_t>(chunk_rows, wanted.size() - begin);
+      predict_chunk(model, hidden, wanted.subspan(begin, count), on_logits);
+    }
+  }
+
+ private:
+  template <class Model, class OnLogits>
+  void predict_chunk(Model& model, MatrixView<const float> hidden, std::span<const Wanted> chunk,
+                     const OnLogits& on_logits) {
+    m_places.clear();
+    for (const Wanted& wanted : chunk) m_places.push_back(wanted.place);
+    const MatrixView<float> logits = head(model, hidden, m_logits);
+    m_places.clear();
+    for (const Wanted& wanted : chunk)
+      if (wanted.unconditional_place >= 0) m_places.push_back(wanted.unconditional_place);
+    MatrixView<float> unconditional;
+    if (!m_places.empty()) unconditional = head(model, hidden, m_unconditional_logits);
+    Index next_unconditional = 0;
+    for (std::size_t i = 0; i < chunk.size(); ++i) {
+      const Wanted& wanted = chunk[i];
+      auto& held = *wanted.sequence;
+      const std::span<float> row = row_of(logits, static_cast<Index>(i));
+      if (held.guided) {
+        const Index response_row = wanted.row - held.state.prompt_rows();
+        if (wanted.unconditional_place >= 0)
+          held.guided->guidance.refresh(response_row, row,
+                                        row_of(unconditional, next_unconditional++));
+        held.guided->guidance.apply(response_row, row);
+      }
+      on_logits(held.id, wanted.row, std::span<const float>(row));
+      if (held.state.is_candidate(wanted.row))
+        held.state.predictions().push_back(m_predictor.predict(
+            wanted.row, row, held.state.prediction_rule(), held.state.random_key(wanted.row)));
+    }
+  }
+
+  // Logits of the rows at m_places of the hidden states.
+  template <class Model>
+  MatrixView<float> head(Model& model, MatrixView<const float> hidden,
+                         base::Buffer<float>& memory) {
+    const auto rows = static_cast<Index>(m_places.size());
+    const MatrixView<float> logits =
+        dense_view(memory.ensure(chunk_rows * model.vocabulary()), rows, model.vocabulary());
+    // Made at once: when rows first lie apart depends on which tokens were committed.
+    m_gathered.ensure(chunk_rows * hidden.cols);
+    MatrixView<const float> chosen = hidden.middle_rows(m_places.front(), rows);
+    if (m_places.back() - m_places.front() + 1 != rows) {
+      const MatrixView<float> gathered = m_gathered.view(rows, hidden.cols);
+      for (Index i = 0; i < rows; ++i)
+        std::copy_n(hidden.row(m_places[static_cast<std::size_t>(i)]), hidden.cols,
+                    gathered.row(i));
+      chosen = gathered;
+    }
+    model.logits(chosen, logits);
+    return logits;
+  }
+
+  static std::span<float> row_of(const MatrixView<float>& matrix, Index row) {
+    return {matrix.row(row), static_cast<std::size_t>(matrix.cols)};
+  }
+
+  std::vector<Index> m_places;
+  Predictor m_predictor;
+  base::Buffer<float> m_gathered;
+  base::Buffer<float> m_logits;
+  base::Buffer<float> m_unconditional_logits;
+};
+
+}  // namespace dllm_cache::detail

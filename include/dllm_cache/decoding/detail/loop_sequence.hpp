@@ -1,0 +1,167 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <optional>
+#include <utility>
+#include <vector>
+
+#include "dllm_cache/decoding/guidance.hpp"
+#include "dllm_cache/decoding/sequence_state.hpp"
+#include "dllm_cache/plan.hpp"
+#include "dllm_cache/stats.hpp"
+
+// What a DenoisingLoop keeps of each of its sequences.
+namespace dllm_cache::detail {
+
+/// Which rows' tokens changed, as seen by one run of a sequence (see StepInput).
+struct ChangeLog {
+  explicit ChangeLog(std::size_t rows) : changed(rows, 0), unchanged_steps(rows, oldest) {}
+  void mark(std::size_t row) {
+    changed[row] = 1;
+    unchanged_steps[row] = 0;
+  }
+  void step_done() {
+    std::fill(changed.begin(), changed.end(), std::uint8_t{0});
+    for (std::uint16_t& steps : unchanged_steps)
+      if (steps < oldest) ++steps;
+  }
+  void save(SnapshotWriter& out) const {
+    out.array("changed", std::span<const std::uint8_t>(changed));
+    out.array("unchanged_steps", std::span<const std::uint16_t>(unchanged_steps));
+  }
+  void restore(SnapshotReader& in) {
+    in.array("changed", std::span(changed));
+    in.array("unchanged_steps", std::span(unchanged_steps));
+  }
+  static constexpr std::uint16_t oldest = 65535;
+  std::vector<std::uint8_t> changed;
+  std::vector<std::uint16_t> unchanged_steps;
+};
+
+/// The unconditional run of a guided sequence, with counters of its own.
+template <class Cache>
+struct UnconditionalRun {
+  UnconditionalRun(Cache features, Guidance residual, std::size_t rows)
+      : cache(std::move(features)), guidance(std::move(residual)), changes(rows) {}
+  [[nodiscard]] UnconditionalRun clone() const {
+    UnconditionalRun copy(cache.clone(), guidance, changes.changed.size());
+    copy.changes = changes;
+    copy.block = block;
+    copy.block_step = block_step;
+    return copy;
+  }
+  void save(SnapshotWriter& out) const {
+    out.begin("unconditional");
+    changes.save(out);
+    out.number("block begin", block.begin);
+    out.number("block end", block.end);
+    out.number("block step", block_step);
+    out.array("residual", guidance.residual());
+    out.finish();
+    cache.save(out);
+  }
+  void restore(SnapshotReader& in) {
+    in.begin("unconditional");
+    changes.restore(in);
+    const auto rows = static_cast<Index>(changes.changed.size());
+    block.begin = in.number<Index>("block begin", 0, rows);
+    block.end = in.number<Index>("block end", block.begin, rows);
+    block_step = in.number<Index>("block step", 0, most_counted);
+    in.array("residual", guidance.residual());
+    in.finish();
+    cache.restore(in);
+  }
+
+  Cache cache;
+  Guidance guidance;
+  ChangeLog changes;
+  Rows block = {};
+  Index block_step = 0;
+};
+
+/// A sequence with its caches; what it cost outlives them.
+template <class Cache>
+struct LoopSequence {
+  LoopSequence(Index number, SequenceState sequence, Cache features)
+      : id(number),
+        state(std::move(sequence)),
+        cache(std::move(features)),
+        changes(state.tokens().size()) {}
+
+  [[nodiscard]] bool runs() const { return !stopped && !state.finished(); }
+  [[nodiscard]] RowCounts counts() const {
+    RowCounts counts = cache ? cache->counts() : m_counts;
+    if (guided) counts += guided->cache.counts();
+    counts.head = head_rows;
+    return counts;
+  }
+  [[nodiscard]] Index forwards() const {
+    return (cache ? cache->step() : m_forwards) + (guided ? guided->cache.step() : 0);
+  }
+  [[nodiscard]] Index cache_bytes() const {
+    return (cache ? cache->bytes() : 0) + (guided ? guided->cache.bytes() : 0);
+  }
+  /// Begins anew; the features have been reset.
+  void begin(SequenceState sequence, ChangeLog log, std::optional<UnconditionalRun<Cache>> run) {
+    state = std::move(sequence);
+    changes = std::move(log);
+    guided = std::move(run);
+    head_rows = 0;
+    stopped = false;
+  }
+  /// A copy with features of its own.
+  [[nodiscard]] LoopSequence clone(Index number) const {
+    LoopSequence copy(number, state, cache->clone());
+    copy.state.predictions().reserve(static_cast<std::size_t>(state.options().response));
+    copy.changes = changes;
+    if (guided) copy.guided.emplace(guided->clone());
+    copy.head_rows = head_rows;
+    copy.stopped = stopped;
+    return copy;
+  }
+  /// Writes everything but state and policy; the state has gone before.
+  void save(SnapshotWriter& out) const {
+    out.begin("run");
+    changes.save(out);
+    out.number("head_rows", head_rows);
+    out.number("stopped", stopped);
+    out.finish();
+    cache->save(out);
+    if (guided) guided->save(out);
+  }
+  void restore(SnapshotReader& in) {
+    in.begin("run");
+    changes.restore(in);
+    head_rows = in.number<Index>("head_rows", 0, most_counted);
+    stopped = in.flag("stopped");
+    in.finish();
+    cache->restore(in);
+    if (guided) guided->restore(in);
+  }
+
+  /// Gives the features back.
+  void release() {
+    const RowCounts all_counts = counts();
+    const Index all_forwards = forwards();
+    cache.reset();
+    guided.reset();
+    m_counts = all_counts;
+    m_forwards = all_forwards;
+  }
+
+  Index id;
+  SequenceState state;
+  std::optional<Cache> cache;  ///< None once released.
+  ChangeLog changes;
+  std::optional<UnconditionalRun<Cache>> guided;
+  Index head_rows = 0;
+  bool stopped = false;
+
+ private:
+  RowCounts m_counts = {};  // of a released sequence
+  Index m_forwards = 0;
+};
+
+}  // namespace dllm_cache::detail

@@ -1,0 +1,198 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <filesystem>
+#include <initializer_list>
+#include <map>
+#include <memory>
+#include <nlohmann/json.hpp>
+#include <span>
+#include <string>
+#include <string_view>
+#include <system_error>
+#include <utility>
+
+#include "dllm_cache/models/checkpoint/config.hpp"
+#include "dllm_cache/models/checkpoint/file_error.hpp"
+#include "dllm_cache/models/checkpoint/json_file.hpp"
+#include "dllm_cache/models/checkpoint/safetensors_file.hpp"
+#include "dllm_cache/models/checkpoint/tensor.hpp"
+
+namespace dllm_cache::models {
+
+/// A checkpoint folder of Hugging Face: config.json and the weights in safetensors files.
+///
+/// The weights are `model.safetensors`, or, only where that is absent, the shards that the
+/// `weight_map` of `model.safetensors.index.json` names (the order of Python's transformers).
+/// Opening maps and checks every weights file, but reads their headers only. A copy is cheap and
+/// shares the mappings. Const methods may be called from any number of threads.
+class CheckpointFolder {
+ public:
+  /// Opens `folder`.
+  ///
+  /// Throws std::runtime_error naming the file at fault, and the tensor where there is one: folder,
+  /// config.json or weights missing; config.json or the index not a JSON object or the weight_map
+  /// not a map of strings; a shard named with a path separator or as "." or ".." (only files in the
+  /// folder are opened); a shard missing or without a tensor that the index puts there; and
+  /// whatever SafetensorsFile refuses.
+  explicit CheckpointFolder(std::filesystem::path folder) {
+    std::error_code error;
+    if (!std::filesystem::is_directory(folder, error)) {
+      detail::refuse_file(folder, std::string("expected a folder, got ") +
+                                      (std::filesystem::exists(folder, error) ? "a file" : "none"));
+    }
+    auto contents = std::make_shared<Contents>();
+    contents->folder = std::move(folder);
+    contents->config = read_json_object(contents->folder / "config.json");
+    // Links count even when they dangle: the message is then about the file that was meant.
+    const std::filesystem::path single = contents->folder / "model.safetensors";
+    const std::filesystem::path index = contents->folder / "model.safetensors.index.json";
+    if (std::filesystem::symlink_status(single, error).type() !=
+        std::filesystem::file_type::not_found) {
+      contents->weights = single;
+      const SafetensorsFile& file = contents->open("model.safetensors");
+      for (const Tensor& tensor : file.tensors()) contents->insert(file, tensor);
+    } else if (std::filesystem::symlink_status(index, error).type() !=
+               std::filesystem::file_type::not_found) {
+      contents->weights = index;
+      contents->read_index();
+    } else {
+      detail::refuse_file(
+          contents->folder,
+          "expected model.safetensors or model.safetensors.index.json, got neither");
+    }
+    m_contents = std::move(contents);
+  }
+
+  /// The folder as it was given.
+  const std::filesystem::path& path() const noexcept { return m_contents->folder; }
+
+  /// The path of config.json, as the config readers want it for their messages.
+  std::filesystem::path config_path() const { return m_contents->folder / "config.json"; }
+
+  /// The content of config.json, an object; read it with config_integer and its kin.
+  const nlohmann::json& config() const noexcept { return m_contents->config; }
+
+  /// The tensor of that name, or nullptr; of a sharded checkpoint those that the index names.
+  const Tensor* find(std::string_view name) const noexcept {
+    const auto found = m_contents->tensors.find(name);
+    return found == m_contents->tensors.end() ? nullptr : found->second.tensor;
+  }
+
+  /// The tensor of that name, which must have exactly that shape ([]: a scalar).
+  ///
+  /// Throws std::runtime_error naming file, tensor, expected and found shape.
+  const Tensor& tensor(std::string_view name, std::span<const std::int64_t> expected_shape) const {
+    return *place(name, expected_shape).tensor;
+  }
+
+  /// The same, for `folder.tensor("wte.weight", {vocabulary, width})`.
+  const Tensor& tensor(std::string_view name,
+                       std::initializer_list<std::int64_t> expected_shape) const {
+    return tensor(name, std::span(expected_shape.begin(), expected_shape.size()));
+  }
+
+  /// The same, of type F32, F16 or BF16; throws std::runtime_error for other types, too.
+  const Tensor& weight(std::string_view name,
+                       std::initializer_list<std::int64_t> expected_shape) const {
+    const auto [file, tensor] =
+        place(name, std::span(expected_shape.begin(), expected_shape.size()));
+    if (!is_float(tensor->type))
+      detail::refuse_tensor(
+          file->path(), name,
+          "expected type F32, F16 or BF16, got " + std::string(name_of(tensor->type)));
+    return *tensor;
+  }
+
+  /// Holds everything that this object handed out (tensors, their bytes, the config) alive, for a
+  /// model that outlives the folder object.
+  std::shared_ptr<const void> lifetime() const noexcept { return m_contents; }
+
+ private:
+  struct Place {
+    const SafetensorsFile* file;
+    const Tensor* tensor;
+  };
+
+  Place place(std::string_view name, std::span<const std::int64_t> expected_shape) const {
+    const auto found = m_contents->tensors.find(name);
+    if (found == m_contents->tensors.end()) {
+      detail::refuse_tensor(
+          m_contents->weights, name,
+          "expected shape " + shape_text(expected_shape) + ", got no such tensor");
+    }
+    const auto& [file, tensor] = found->second;
+    if (!std::equal(expected_shape.begin(), expected_shape.end(), tensor->shape.begin(),
+                    tensor->shape.end())) {
+      detail::refuse_tensor(
+          file->path(), name,
+          "expected shape " + shape_text(expected_shape) + ", got " + shape_text(tensor->shape));
+    }
+    return found->second;
+  }
+
+  // Shared by copies and lifetimes; built in place and never moved, because `tensors` points into
+  // `files`.
+  struct Contents {
+    // NOLINTNEXTLINE(bugprone-exception-escape): of members whose constructors do not throw
+    Contents() = default;
+    Contents(const Contents&) = delete;
+    Contents& operator=(const Contents&) = delete;
+    ~Contents() = default;
+
+    std::filesystem::path folder;
+    std::filesystem::path weights;  // model.safetensors or the index, for messages
+    nlohmann::json config;
+    std::map<std::string, SafetensorsFile> files;  // by file name
+    std::map<std::string_view, Place> tensors;     // by tensor name, which the file keeps
+
+    const SafetensorsFile& open(const std::string& file_name) {
+      const auto found = files.find(file_name);
+      if (found != files.end()) return found->second;
+      return files.try_emplace(file_name, folder / file_name).first->second;
+    }
+
+    void insert(const SafetensorsFile& file, const Tensor& tensor) {
+      tensors.emplace(tensor.name, Place{&file, &tensor});
+    }
+
+    void read_index() {
+      const nlohmann::json index = read_json_object(weights);
+      const auto weight_map = index.find("weight_map");
+      if (weight_map == index.end() || !weight_map->is_object()) {
+        detail::refuse_file(
+            weights, "weight_map: expected an object, got " +
+                         (weight_map == index.end() ? "none" : detail::json_text(*weight_map)));
+      }
+      for (const auto& [name, shard] : weight_map->items()) {
+        if (!shard.is_string() || !is_file_name(shard.get_ref<const std::string&>())) {
+          detail::refuse_tensor(weights, name,
+                                "weight_map: expected the name of a file in this folder, got " +
+                                    detail::json_text(shard));
+        }
+        const SafetensorsFile& file = open(shard.get_ref<const std::string&>());
+        const Tensor* const tensor = file.find(name);
+        if (tensor == nullptr) {
+          detail::refuse_tensor(file.path(), name,
+                                "expected here by " +
+                                    detail::in_quotes(weights.filename().string()) +
+                                    ", got no such tensor");
+        }
+        insert(file, *tensor);
+      }
+    }
+
+    // Whether `name` stays inside the folder. A downloaded index is not to be trusted with paths; a
+    // NUL would end the name early for the system.
+    static bool is_file_name(const std::string& name) {
+      return !name.empty() && name != "." && name != ".." &&
+             name.find_first_of(std::string_view("/\\\0", 3)) == std::string::npos;
+    }
+  };
+
+  std::shared_ptr<const Contents> m_contents;
+};
+
+}  // namespace dllm_cache::models

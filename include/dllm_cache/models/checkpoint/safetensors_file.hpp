@@ -1,0 +1,178 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <filesystem>
+#include <map>
+#include <nlohmann/json.hpp>
+#include <span>
+#include <string>
+#include <string_view>
+#include <tuple>
+#include <utility>
+#include <vector>
+
+#include "dllm_cache/models/checkpoint/file_error.hpp"
+#include "dllm_cache/models/checkpoint/json_file.hpp"
+#include "dllm_cache/models/checkpoint/mapped_file.hpp"
+#include "dllm_cache/models/checkpoint/tensor.hpp"
+#include "dllm_cache/models/checkpoint/tensor_entry.hpp"
+
+namespace dllm_cache::models {
+
+/// A safetensors file, mapped read-only and checked whole before the first tensor is handed out.
+///
+/// Follows the format of Hugging Face (https://github.com/huggingface/safetensors): 8 bytes of
+/// little-endian header length, a JSON header, then the tensors without holes or overlaps.
+/// Movable, not copyable; a move keeps tensors and their bytes where they are. Const methods may be
+/// called from any number of threads. See MappedFile for what must not happen to the file
+/// meanwhile.
+class SafetensorsFile {
+ public:
+  /// Opens and checks `path`; reads the header only, so the size of the weights does not matter.
+  ///
+  /// Throws std::runtime_error naming the file, the tensor (if one is to blame), and what was
+  /// expected and found: a file that is missing, cut short or not in the format; a tensor of
+  /// unknown type, of a shape that is negative or does not match its bytes, or placed outside the
+  /// file; two tensors that share bytes, and bytes that no tensor covers. Keys that the format does
+  /// not know are ignored, as in the reference reader.
+  explicit SafetensorsFile(std::filesystem::path path) : m_path(std::move(path)), m_file(m_path) {
+    const std::string_view header = find_header();
+    const std::span<const std::byte> data = m_file.bytes().subspan(length_bytes + header.size());
+    const nlohmann::json entries = parse_json(header, m_path);
+    m_tensors.reserve(entries.size());
+    for (const auto& [name, entry] : entries.items()) {  // in ascending order of the names
+      if (name == "__metadata__") {
+        read_metadata(entry);
+      } else {
+        m_tensors.push_back(detail::TensorEntry(m_path, name, entry).read(data));
+      }
+    }
+    check_layout(data);
+  }
+
+  SafetensorsFile(SafetensorsFile&&) noexcept = default;
+  SafetensorsFile& operator=(SafetensorsFile&&) noexcept = default;
+  SafetensorsFile(const SafetensorsFile&) = delete;
+  SafetensorsFile& operator=(const SafetensorsFile&) = delete;
+  ~SafetensorsFile() = default;
+
+  /// The path as it was given.
+  const std::filesystem::path& path() const noexcept { return m_path; }
+
+  /// All tensors, by ascending name; they live as long as this object.
+  std::span<const Tensor> tensors() const noexcept { return m_tensors; }
+
+  /// The free text of the header's `__metadata__`, for example "format": "pt"; may be empty.
+  const std::map<std::string, std::string>& metadata() const noexcept { return m_metadata; }
+
+  /// The tensor of that name, or nullptr.
+  const Tensor* find(std::string_view name) const noexcept {
+    const auto found = std::lower_bound(
+        m_tensors.begin(), m_tensors.end(), name,
+        [](const Tensor& tensor, std::string_view wanted) { return tensor.name < wanted; });
+    return found != m_tensors.end() && found->name == name ? &*found : nullptr;
+  }
+
+  /// The tensor of that name; throws std::runtime_error naming file and tensor if there is none.
+  const Tensor& at(std::string_view name) const {
+    const Tensor* const found = find(name);
+    if (found == nullptr) {
+      detail::refuse_tensor(m_path, name,
+                            "not in this file, which has " + std::to_string(m_tensors.size()));
+    }
+    return *found;
+  }
+
+ private:
+  static constexpr std::size_t length_bytes = 8;  // the little-endian length in front of the header
+
+  // The JSON text, padding included.
+  std::string_view find_header() const {
+    const std::span<const std::byte> bytes = m_file.bytes();
+    // What `git clone` leaves in place of the weights when git-lfs is not installed.
+    if (m_file.text().starts_with("version https://git-lfs")) {
+      detail::refuse_file(m_path, "expected tensors, got a Git LFS pointer: run `git lfs pull`");
+    }
+    if (bytes.size() < length_bytes) {
+      detail::refuse_file(m_path, "expected at least " + std::to_string(length_bytes) +
+                                      " bytes, got " + std::to_string(bytes.size()));
+    }
+    std::uint64_t length = 0;
+    for (std::size_t i = 0; i < length_bytes; ++i) {
+      length |= std::to_integer<std::uint64_t>(bytes[i]) << (8 * i);
+    }
+    const std::uint64_t longest =
+        std::min<std::uint64_t>(max_json_bytes, bytes.size() - length_bytes);
+    if (length > longest) {
+      detail::refuse_file(m_path, "header length: expected at most " + std::to_string(longest) +
+                                      " bytes, got " + std::to_string(length));
+    }
+    const auto header = m_file.text().substr(length_bytes, static_cast<std::size_t>(length));
+    if (!header.starts_with('{')) {
+      detail::refuse_file(m_path, "header: expected a JSON object that begins with '{', got " +
+                                      detail::in_quotes(header.substr(0, 16)));
+    }
+    return header;
+  }
+
+  void read_metadata(const nlohmann::json& entry) {
+    if (!entry.is_object()) {
+      detail::refuse_file(m_path,
+                          "__metadata__: expected an object, got " + detail::json_text(entry));
+    }
+    for (const auto& [key, value] : entry.items()) {
+      if (!value.is_string()) {
+        detail::refuse_file(m_path, "__metadata__: key " + detail::in_quotes(key) +
+                                        ": expected a string, got " + detail::json_text(value));
+      }
+      m_metadata.emplace(key, value.get<std::string>());
+    }
+  }
+
+  // The format allows neither holes nor overlaps: bytes that no tensor names could hide anything,
+  // and shared ones mean that one of the two tensors is wrong.
+  void check_layout(std::span<const std::byte> data) const {
+    struct Place {
+      std::size_t begin, end;
+      const Tensor* tensor;
+    };
+    std::vector<Place> places;
+    places.reserve(m_tensors.size());
+    for (const Tensor& tensor : m_tensors) {
+      const auto begin = static_cast<std::size_t>(tensor.bytes.data() - data.data());
+      places.push_back({begin, begin + tensor.bytes.size(), &tensor});
+    }
+    // An empty tensor comes before the full one that begins at the same byte.
+    std::sort(places.begin(), places.end(), [](const Place& a, const Place& b) {
+      return std::tie(a.begin, a.end, a.tensor->name) < std::tie(b.begin, b.end, b.tensor->name);
+    });
+    std::size_t covered = 0;
+    const Tensor* before = nullptr;
+    for (const Place& place : places) {
+      if (place.begin != covered) {
+        const std::string reason = place.begin < covered
+                                       ? "overlaps tensor " + detail::in_quotes(before->name)
+                                       : "leaves a hole before it";
+        detail::refuse_tensor(m_path, place.tensor->name,
+                              "data_offsets: " + reason + ", expected begin " +
+                                  std::to_string(covered) + ", got " + std::to_string(place.begin));
+      }
+      covered = place.end;
+      before = place.tensor;
+    }
+    if (covered != data.size()) {
+      detail::refuse_file(m_path, "trailing bytes: expected " + std::to_string(covered) +
+                                      " bytes of tensors, got " + std::to_string(data.size()));
+    }
+  }
+
+  std::filesystem::path m_path;
+  MappedFile m_file;
+  std::vector<Tensor> m_tensors;  // by ascending name
+  std::map<std::string, std::string> m_metadata;
+};
+
+}  // namespace dllm_cache::models
