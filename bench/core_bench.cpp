@@ -81,7 +81,7 @@ BENCHMARK(BM_select)->Apply(selector_sizes);
 BENCHMARK(BM_select_raw)->Apply(selector_sizes);
 
 // One step of an idle layer: what the cache moves around the callbacks. A quarter of the response
-// is gathered and scattered, the rest takes its cached update.
+// is gathered and scattered, the rest takes its cached delta.
 static void BM_gather_scatter(benchmark::State& state) {
   const Index width = state.range(0), prompt = 893, response = 256;
   FeatureCache<float> cache({1, width, width, width}, {.prompt = prompt, .response = response},
@@ -99,16 +99,16 @@ static void BM_gather_scatter(benchmark::State& state) {
   std::vector<float> hidden(static_cast<std::size_t>((prompt + response) * width), 1.0F);
   {
     auto pass = workspace.begin_step(cache);
-    pass.layer(idle, dense_view(hidden.data(), pass.flow(), width));
+    pass.layer(idle, dense_view(hidden.data(), pass.row_count(), width));
   }
   std::fill(hidden.begin(), hidden.end(), 0.0F);
   for (auto _ : state) {
     auto pass = workspace.begin_step(cache);
-    pass.layer(idle, dense_view(hidden.data(), pass.flow(), width));
-    if (pass.flow() != response || pass.recomputed().size() != 64)
+    pass.layer(idle, dense_view(hidden.data(), pass.row_count(), width));
+    if (pass.row_count() != response || pass.recomputed().size() != 64)
       state.SkipWithError("256 rows must flow and 64 be recomputed");
   }
-  // Every step adds an update of ones, fresh or cached, to every flowing row.
+  // Every step adds an update of ones, fresh or cached, to every row in the pass.
   const auto steps = static_cast<float>(state.iterations());
   if (hidden[0] != steps || hidden[static_cast<std::size_t>(response * width) - 1] != steps)
     state.SkipWithError("every row must take one update a step");

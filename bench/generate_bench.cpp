@@ -167,7 +167,7 @@ class TimedRun {
     operations.push_back(m_runner.operations() - before);
   }
 
-  [[nodiscard]] RowCounts counts() const { return m_loop.counts(0); }
+  [[nodiscard]] DecodingCounts counts() const { return m_loop.counts(0); }
   [[nodiscard]] Index cache_bytes() const { return m_loop.cache_bytes(0); }
   [[nodiscard]] std::vector<std::int32_t> tokens() const {
     const auto all = m_loop.sequence(0).tokens();
@@ -184,7 +184,7 @@ class TimedRun {
 };
 
 /// Rows that the method recomputes over a generation, from its definition.
-Index expected_updates(const Setting& s, Index layers) {
+Index expected_deltas(const Setting& s, Index layers) {
   Index rows = 0;
   const auto selected = static_cast<Index>(static_cast<double>(s.response) * s.policy.ratio);
   for (Index step = 0; step < s.steps; ++step) {
@@ -216,7 +216,7 @@ void run_generation(benchmark::State& state, const Setting& setting,
       cached.step();
     }
     peak = std::max(peak, peak_flops(*model, threads));
-    if (cached.counts().update != expected_updates(setting, config.layers))
+    if (cached.counts().recomputed != expected_deltas(setting, config.layers))
       state.SkipWithError("the cached run must recompute the rows that the method says");
 
     // The first uncached step makes room; its three followers are equal steps.

@@ -62,9 +62,9 @@ struct TimedLayer {
     timed([&] { layer.query_key(x, positions, q, k); });
   }
   template <StoredScalar Stored>
-  void update(MatrixView<const float> x, MatrixView<const float> q,
-              std::span<const Segment<Stored>> segments, MatrixView<float> u) {
-    timed([&] { layer.update(x, q, segments, u); });
+  void delta(MatrixView<const float> x, MatrixView<const float> q,
+             std::span<const Segment<Stored>> segments, MatrixView<float> u) {
+    timed([&] { layer.delta(x, q, segments, u); });
   }
 
  private:
@@ -99,13 +99,13 @@ void run_layer(benchmark::State& state, const std::string& kind, const std::stri
   double inside = 0.0, total = 0.0;
   const auto step = [&] {
     auto pass = workspace.begin_step(cache);
-    const auto x = dense_view(hidden.data(), pass.flow(), width);
+    const auto x = dense_view(hidden.data(), pass.row_count(), width);
     const auto first = static_cast<std::size_t>(pass.rows().front());
     runner.embed(std::span<const std::int32_t>(tokens).subspan(first), x);
     const auto start = std::chrono::steady_clock::now();  // embedding is no layer's work
     pass.layer(TimedLayer{runner.layer(0), &inside}, x);
     total += std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-    return pass.flow();
+    return pass.row_count();
   };
   const Index all = step();
   const std::vector<float> expected(hidden.begin() + (all - response) * width, hidden.end());

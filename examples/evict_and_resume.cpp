@@ -24,7 +24,7 @@ struct BlockPolicy {
     return {.name = "block", .needs_block = true};
   }
   void plan(const StepContext& context, StepPlan& plan) const {
-    const Rows block = context.block;
+    const Range block = context.block;
     if (context.step % interval == 0)
       plan.recompute(context.live());
     else

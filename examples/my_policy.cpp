@@ -47,7 +47,7 @@ static_assert(CachePolicy<NearestMasksPolicy>);
 struct TurnedRowsPolicy {
   PolicyTraits traits(const SequenceShape& shape) const {
     return {.name = "turned-rows",
-            .stored_updates = {shape.prompt, shape.rows()},  // may be verified
+            .stored_deltas = {shape.prompt, shape.rows()},  // may be verified
             .needs_block = true};
   }
 
@@ -76,7 +76,7 @@ Answer generate(models::TransformerRunner& runner, const AnyPolicy& policy) {
   loop.add(prompt, {.response = 32, .block_length = 16}, policy);
   loop.run();
   const auto response = loop.sequence(0).response();
-  return {{response.begin(), response.end()}, loop.counts(0).update};
+  return {{response.begin(), response.end()}, loop.counts(0).recomputed};
 }
 
 }  // namespace

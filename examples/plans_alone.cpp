@@ -51,13 +51,13 @@ class Device {
         multiply(&m_key[layer * width * width], &x[i * width], cached(m_keys, layer, rows[i]));
         multiply(&m_value[layer * width * width], &x[i * width], cached(m_values, layer, rows[i]));
       }
-      std::vector<float> updates(x.size());
+      std::vector<float> deltas(x.size());
       for (std::size_t i = 0; i < rows.size(); ++i)
-        attend(layer, &x[i * width], &updates[i * width]);
-      for (std::size_t j = 0; j < x.size(); ++j) x[j] += updates[j];
+        attend(layer, &x[i * width], &deltas[i * width]);
+      for (std::size_t j = 0; j < x.size(); ++j) x[j] += deltas[j];
     }
     std::vector<std::pair<std::int32_t, float>> predictions;
-    for (std::size_t i = 0; i < rows.size(); ++i) predictions.push_back(predict(&x[i * width]));
+    for (std::size_t i = 0; i < rows.size(); ++i) predictions.push_back(sample(&x[i * width]));
     return predictions;
   }
 
@@ -76,7 +76,7 @@ class Device {
   static void multiply(const float* weights, const float* in, float* out) {
     for (int d = 0; d < width; ++d) out[d] = dot(weights + d * width, in);
   }
-  void attend(std::size_t layer, const float* x, float* update) {
+  void attend(std::size_t layer, const float* x, float* delta) {
     std::vector<float> seen(width);
     float sum = 0.0F;
     for (std::size_t row = 0; row < m_rows; ++row) {
@@ -86,9 +86,9 @@ class Device {
       for (std::size_t d = 0; d < width; ++d) seen[d] += weight * cached(m_values, layer, index)[d];
     }
     for (float& one : seen) one /= sum;
-    multiply(&m_output[layer * width * width], seen.data(), update);
+    multiply(&m_output[layer * width * width], seen.data(), delta);
   }
-  std::pair<std::int32_t, float> predict(const float* x) const {
+  std::pair<std::int32_t, float> sample(const float* x) const {
     float best = -INFINITY, sum = 0.0F;
     std::int32_t token = 0;
     for (std::int32_t one = 0; one < mask; ++one) {
@@ -115,17 +115,17 @@ Run generate(const AnyPolicy& policy, std::vector<std::int32_t> tokens, Index pr
   const auto rows = static_cast<Index>(tokens.size());
   Device device(rows);
   StepPlanner planner(policy, {.prompt = prompt, .response = rows - prompt}, Device::layers);
-  if (!planner.traits().stored_updates.empty())
+  if (!planner.traits().stored_deltas.empty())
     throw std::invalid_argument("plans_alone: the device keeps keys and values, no updates");
   Run run;
   std::vector<Index> flow;
   for (Index step = 0; step < rows - prompt; ++step) {
     const Index begin = prompt + step / block_length * block_length;
-    const Rows block{begin, begin + block_length};
+    const Range block{begin, begin + block_length};
     const StepPlan& plan = planner.begin_step({.block = block, .block_step = step % block_length});
     flow.clear();
     for (Index row = 0; row < rows; ++row)
-      if (plan.rows[static_cast<std::size_t>(row)] != Treatment::Absent) flow.push_back(row);
+      if (plan.rows[static_cast<std::size_t>(row)] != RowAction::Absent) flow.push_back(row);
     const auto predictions = device.forward(flow, tokens);
     planner.commit_step();  // drop_step() where it broke off: the next step recomputes everything
     run.computed += flow.size();

@@ -26,15 +26,15 @@ int main() {
                             DllmCachePolicy{.response_interval = 7, .ratio = 0.25});
   Workspace<float> workspace;
   for (int step = 0; step < 16; ++step) {
-    auto pass = workspace.begin_step(cache);      // the policy decides which rows flow
-    RowMajorMatrix<float> x(pass.flow(), width);  // embed pass.rows() here
+    auto pass = workspace.begin_step(cache);  // the policy decides which rows are in the pass
+    RowMajorMatrix<float> x(pass.row_count(), width);  // embed pass.rows() here
     x.setOnes();
     for (Index l = 0; l < layers; ++l) pass.layer(layer, as_view(x));
   }  // x now holds the hidden states of the rows that flowed: compute logits for the masked ones
   // [readme]
 
   const RowCounts& rows = cache.counts();
-  std::printf("%td of %td rows recomputed\n", rows.update,
+  std::printf("%td of %td rows recomputed\n", rows.recomputed,
               Index{16} * layers * (prompt + response));
-  return rows.update < Index{16} * layers * (prompt + response) ? 0 : 1;
+  return rows.recomputed < Index{16} * layers * (prompt + response) ? 0 : 1;
 }

@@ -85,7 +85,7 @@ namespace {
 
 struct Run {
   std::vector<std::int32_t> tokens;
-  RowCounts rows;
+  DecodingCounts rows;
 };
 
 const std::vector<std::int32_t> prompt = {3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5, 8, 9, 7, 9, 3};
@@ -102,13 +102,13 @@ Run run(const Model& model, const AnyPolicy& policy) {
 // [loop]
 
 // [by_hand]
-// The hidden states of the rows that flow in a pass: embedded, then taken through all layers.
+// The hidden states of the rows in the pass in a pass: embedded, then taken through all layers.
 RowMajorMatrix<float> run_layers(const ForeignModel& model, Workspace<float>::PassType& pass,
                                  const std::vector<std::int32_t>& tokens) {
-  std::vector<std::int32_t> flowing;
-  for (const Index row : pass.rows()) flowing.push_back(tokens[static_cast<std::size_t>(row)]);
-  RowMajorMatrix<float> x(pass.flow(), model.shape().width);
-  model.embed(flowing, as_view(x));
+  std::vector<std::int32_t> in_pass;
+  for (const Index row : pass.rows()) in_pass.push_back(tokens[static_cast<std::size_t>(row)]);
+  RowMajorMatrix<float> x(pass.row_count(), model.shape().width);
+  model.embed(in_pass, as_view(x));
   for (Index layer = 0; layer < model.shape().layers; ++layer)
     pass.layer(model.layer(layer), as_view(x));
   return x;
@@ -126,7 +126,7 @@ Run run_by_hand(const ForeignModel& model, const AnyPolicy& policy, Index respon
   std::vector<std::uint8_t> masked(tokens.size(), 0), changed(tokens.size(), 0);
   std::fill(masked.begin() + prompt_rows, masked.end(), std::uint8_t{1});
   RowMajorMatrix<float> logits(1, model.vocabulary());
-  for (Rows block{prompt_rows, 0}; block.begin < rows; block.begin = block.end) {
+  for (Range block{prompt_rows, 0}; block.begin < rows; block.begin = block.end) {
     block.end = std::min(rows, block.begin + block_length);
     for (Index step = 0; step < block.size(); ++step) {
       auto pass = workspace.begin_step(
@@ -164,7 +164,7 @@ Run run_by_hand(const ForeignModel& model, const AnyPolicy& policy, Index respon
 // gaps around them, and must come out as they did.
 float largest_difference(const ForeignModel& model) {
   const std::vector<std::int32_t>& tokens = prompt;
-  const Rows block{5, 9};
+  const Range block{5, 9};
   FeatureCache<float> cache(model.shape(), {.response = static_cast<Index>(tokens.size())},
                             DualCachePolicy{});
   Workspace<float> workspace;
@@ -185,8 +185,8 @@ int main() {
   std::size_t equal = 0;
   for (std::size_t i = 0; i < plain.tokens.size(); ++i)
     equal += cached.tokens[i] == plain.tokens[i] ? 1U : 0U;
-  std::printf("uncached: %td rows recomputed\n", plain.rows.update);
-  std::printf("cached:   %td rows recomputed, %zu of %zu tokens the same\n", cached.rows.update,
+  std::printf("uncached: %td rows recomputed\n", plain.rows.recomputed);
+  std::printf("cached:   %td rows recomputed, %zu of %zu tokens the same\n", cached.rows.recomputed,
               equal, plain.tokens.size());
   const auto fail = [](const char* what) {
     std::fprintf(stderr, "wrap_your_layer: %s\n", what);
@@ -194,8 +194,8 @@ int main() {
   };
   // Of states of size 10 or so: rounding alone. A row at a wrong place differs by ones.
   if (!(largest_difference({&model}) < 1e-5F)) return fail("a row depends on which others flow");
-  if (by_hand.tokens != cached.tokens || by_hand.rows.update != cached.rows.update)
+  if (by_hand.tokens != cached.tokens || by_hand.rows.recomputed != cached.rows.recomputed)
     return fail("both loops must do the same");
-  if (cached.rows.update >= plain.rows.update) return fail("the cache must save rows");
+  if (cached.rows.recomputed >= plain.rows.recomputed) return fail("the cache must save rows");
   return EXIT_SUCCESS;
 }

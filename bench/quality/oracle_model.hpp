@@ -96,9 +96,9 @@ class OracleModel {
                    MatrixView<float> q, MatrixView<float> k) {
       m_layer.query_key(x, positions, q, k);
     }
-    void update(MatrixView<const float> x, MatrixView<const float> q,
-                std::span<const dllm_cache::Segment<float>> segments, MatrixView<float> u) {
-      m_layer.update(x, q, segments, u);
+    void delta(MatrixView<const float> x, MatrixView<const float> q,
+               std::span<const dllm_cache::Segment<float>> segments, MatrixView<float> u) {
+      m_layer.delta(x, q, segments, u);
     }
 
    private:
@@ -116,7 +116,7 @@ class OracleModel {
     const dllm_cache::SequenceShape shape = cache.shape();
     const dllm_cache::StepPlan& plan = cache.planner().plan();
     const auto first = static_cast<std::size_t>(shape.prompt);
-    if (plan.rows.at(first) != dllm_cache::Treatment::Verify ||
+    if (plan.rows.at(first) != dllm_cache::RowAction::Verify ||
         !plan.cached_layers.contains(number))
       return;
     const Index rows = shape.response, width = cache.model().width;
@@ -126,23 +126,23 @@ class OracleModel {
     std::iota(m_positions.begin(), m_positions.end(), static_cast<std::int32_t>(shape.prompt));
     const auto q = view(m_queries, rows, cache.model().query_width);
     const auto k = view(m_fresh_keys, rows, cache.model().kv_width);
-    const auto u = view(m_updates, rows, width);
+    const auto u = view(m_deltas, rows, width);
     layer.query_key(hidden, m_positions, q, k);
     const auto keys = copy(cache.keys(number), k, m_keys);
     const auto values = copy(cache.values(number), fresh, m_values);
     const dllm_cache::Segment<float> segment{0, rows, keys, values};
-    layer.update(hidden, q, std::span(&segment, 1), u);
+    layer.delta(hidden, q, std::span(&segment, 1), u);
     m_changes->squares.assign(static_cast<std::size_t>(rows), 0.0);
     const auto old_values = cache.values(number).middle_rows(shape.prompt, rows);
-    const auto old_updates =
-        cache.updates(number).middle_rows(shape.prompt - cache.stored_updates().begin, rows);
+    const auto old_deltas =
+        cache.deltas(number).middle_rows(shape.prompt - cache.stored_deltas().begin, rows);
     for (Index row = 0; row < rows; ++row) {
-      const std::array<double, 3> update = products(u.row(row), old_updates.row(row), width);
+      const std::array<double, 3> delta = products(u.row(row), old_deltas.row(row), width);
       const std::array<double, 3> value =
           products(fresh.row(row), old_values.row(row), cache.model().kv_width);
-      m_changes->squares[static_cast<std::size_t>(row)] = update[1] + update[2] - 2.0 * update[0];
+      m_changes->squares[static_cast<std::size_t>(row)] = delta[1] + delta[2] - 2.0 * delta[0];
       m_statistics[static_cast<std::size_t>(number)].cosines.add(
-          value[0] / std::sqrt(value[1] * value[2]), update[0] / std::sqrt(update[1] * update[2]));
+          value[0] / std::sqrt(value[1] * value[2]), delta[0] / std::sqrt(delta[1] * delta[2]));
     }
   }
 
@@ -177,7 +177,7 @@ class OracleModel {
   std::shared_ptr<TrueChanges> m_changes;
   std::vector<ChangeStatistics> m_statistics;
   std::vector<std::int32_t> m_positions;
-  std::vector<float> m_queries, m_fresh_keys, m_updates, m_keys, m_values;
+  std::vector<float> m_queries, m_fresh_keys, m_deltas, m_keys, m_values;
 };
 
 }  // namespace study

@@ -32,7 +32,7 @@ enum class Criterion {
 /// What a verified layer of one sequence would become if all its rows were recomputed; filled by
 /// the model before the selector is asked.
 struct TrueChanges {
-  std::vector<double> squares;  ///< Squared distance of true and cached update, one a row.
+  std::vector<double> squares;  ///< Squared distance of true and cached delta, one a row.
 };
 
 /// A RowSelector of any criterion, for float32 features.

@@ -17,7 +17,7 @@ using torch_runtime::TorchModel;
 
 struct Answers {
   std::vector<std::vector<std::int32_t>> tokens;
-  RowCounts rows;
+  DecodingCounts rows;
   double seconds = 0.0;
 };
 
@@ -56,7 +56,8 @@ int run(const char* folder, const char* file) {
   std::fprintf(stderr,
                "uncached: %td rows recomputed, %.3f s\n"
                "cached:   %td rows recomputed, %.3f s, %zu of %zu tokens the same\n",
-               plain.rows.update, plain.seconds, cached.rows.update, cached.seconds, equal, all);
+               plain.rows.recomputed, plain.seconds, cached.rows.recomputed, cached.seconds, equal,
+               all);
   return 0;
 }
 

@@ -57,7 +57,7 @@ struct TensorSegment {
 /// The block writes its results where the last arguments are, as torch's own `_out` functions do:
 ///   void value(const Tensor& x, Tensor v)
 ///   void query_key(const Tensor& x, const Tensor& positions, Tensor q, Tensor k)
-///   void update(const Tensor& x, const Tensor& q, const std::vector<TensorSegment>&, Tensor u)
+///   void delta(const Tensor& x, const Tensor& q, const std::vector<TensorSegment>&, Tensor u)
 /// Shapes are those of dllm_cache::TransformerLayer. No gradients are recorded.
 template <class Block>
 class TorchLayer {
@@ -78,15 +78,15 @@ class TorchLayer {
   }
 
   template <class Scalar, class Stored>
-  void update(MatrixView<const Scalar> x, MatrixView<const Scalar> q,
-              std::span<const dllm_cache::Segment<Stored>> segments, MatrixView<Scalar> u) {
+  void delta(MatrixView<const Scalar> x, MatrixView<const Scalar> q,
+             std::span<const dllm_cache::Segment<Stored>> segments, MatrixView<Scalar> u) {
     const c10::InferenceMode inference;
     std::vector<TensorSegment> tensors;
     tensors.reserve(segments.size());
     for (const auto& segment : segments)
       tensors.push_back(
           {segment.begin, segment.end, as_tensor(segment.keys), as_tensor(segment.values)});
-    m_block->update(as_tensor(x), as_tensor(q), tensors, as_tensor(u));
+    m_block->delta(as_tensor(x), as_tensor(q), tensors, as_tensor(u));
   }
 
  private:

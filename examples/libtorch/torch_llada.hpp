@@ -73,8 +73,8 @@ struct LladaBlockImpl : torch::nn::Module {
   }
 
   /// x `[m, d]`, q `[m, heads * head_dim]` -> u `[m, d]` = attention + feed-forward output.
-  void update(const Tensor& x, const Tensor& q, const std::vector<TensorSegment>& segments,
-              Tensor u) {
+  void delta(const Tensor& x, const Tensor& q, const std::vector<TensorSegment>& segments,
+             Tensor u) {
     std::vector<Tensor> attended;
     for (const TensorSegment& segment : segments)
       attended.push_back(

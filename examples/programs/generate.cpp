@@ -148,7 +148,7 @@ int run(const Options& options) {
     print_answers(result, vocabulary ? &*vocabulary : nullptr, model->config.special.end_of_text);
     std::fprintf(stderr, "%td steps, %td forwards, %.3f s, %.3g operations, %td rows recomputed\n",
                  result.steps, result.forwards, result.seconds, result.operations,
-                 result.rows.update);
+                 result.rows.recomputed);
     if (options.audit) std::cout << audit_table(result.audit);
   }
   return 0;

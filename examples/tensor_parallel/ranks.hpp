@@ -17,7 +17,7 @@ namespace tensor_parallel {
 
 using dllm_cache::Index;
 using dllm_cache::MatrixView;
-using dllm_cache::Rows;
+using dllm_cache::Range;
 
 /// The processes that share a model, over an MPI communicator.
 ///
@@ -34,7 +34,7 @@ class Ranks {
   [[nodiscard]] int size() const { return m_size; }
 
   /// The share of this rank when `count` items are dealt out in ascending order.
-  [[nodiscard]] Rows share(Index count) const { return share(count, m_rank); }
+  [[nodiscard]] Range share(Index count) const { return share(count, m_rank); }
 
   /// x `[m, n]` := the sum of all ranks' x, the same on every rank.
   void sum(MatrixView<float> x) const {
@@ -65,7 +65,7 @@ class Ranks {
     MPI_Type_commit(&row);
     std::vector<int> counts, places;
     for (int other = 0; other < m_size; ++other) {
-      const Rows rows = share(x.rows, other);
+      const Range rows = share(x.rows, other);
       counts.push_back(static_cast<int>(rows.size()));
       places.push_back(static_cast<int>(rows.begin));
     }
@@ -82,7 +82,7 @@ class Ranks {
   }
 
  private:
-  [[nodiscard]] Rows share(Index count, int rank) const {
+  [[nodiscard]] Range share(Index count, int rank) const {
     return {count * rank / m_size, count * (rank + 1) / m_size};
   }
 

@@ -26,7 +26,7 @@ struct SlicedModel {
 namespace detail {
 
 /// Elements `[begin, end)` of the first dimension, in place: outputs of a weight, or of a bias.
-inline models::Tensor output_slice(models::Tensor tensor, Rows part) {
+inline models::Tensor output_slice(models::Tensor tensor, Range part) {
   const std::size_t bytes = tensor.bytes.size() / static_cast<std::size_t>(tensor.shape.at(0));
   tensor.bytes = tensor.bytes.subspan(static_cast<std::size_t>(part.begin) * bytes,
                                       static_cast<std::size_t>(part.size()) * bytes);
@@ -35,7 +35,7 @@ inline models::Tensor output_slice(models::Tensor tensor, Rows part) {
 }
 
 /// Inputs `[begin, end)` of a weight `[outputs, inputs]`, copied together into `memory`.
-inline models::Tensor input_slice(models::Tensor tensor, Rows part,
+inline models::Tensor input_slice(models::Tensor tensor, Range part,
                                   std::vector<std::byte>& memory) {
   const auto outputs = static_cast<std::size_t>(tensor.shape.at(0));
   const std::size_t row = tensor.bytes.size() / outputs;
@@ -101,9 +101,9 @@ inline void require_split(const char* what, Index count, int ranks) {
   detail::require_split("attention heads", config.heads.heads, ranks.size());
   detail::require_split("key heads", config.heads.kv_heads, ranks.size());
   detail::require_split("feed-forward columns", config.feed_forward, ranks.size());
-  const Rows queries = ranks.share(config.query_width());
-  const Rows keys = ranks.share(config.kv_width());
-  const Rows hidden = ranks.share(config.feed_forward);
+  const Range queries = ranks.share(config.query_width());
+  const Range keys = ranks.share(config.kv_width());
+  const Range hidden = ranks.share(config.feed_forward);
 
   const models::CheckpointFolder folder(path);
   sliced->mapped = folder.lifetime();
@@ -111,7 +111,7 @@ inline void require_split(const char* what, Index count, int ranks) {
   sliced->columns.reserve(2 * sliced->model.layers.size());  // weights point into its entries
   for (Index i = 0; i < config.layers; ++i) {
     const std::string prefix = names.layer + std::to_string(i) + ".";
-    const auto by_outputs = [&](const char* name, Rows part) {
+    const auto by_outputs = [&](const char* name, Range part) {
       const models::Tensor weight =
           detail::output_slice(*folder.find(prefix + name + ".weight"), part);
       const models::Tensor* bias = folder.find(prefix + name + ".bias");
@@ -120,7 +120,7 @@ inline void require_split(const char* what, Index count, int ranks) {
       return models::Linear(weight, &part_of_bias, options);
     };
     // The ranks' results are summed: the bias is added by one of them.
-    const auto by_inputs = [&](const char* name, Rows part) {
+    const auto by_inputs = [&](const char* name, Range part) {
       const models::Tensor weight = detail::input_slice(*folder.find(prefix + name + ".weight"),
                                                         part, sliced->columns.emplace_back());
       models::Linear linear(

@@ -101,7 +101,7 @@ int answer(const Job& job, const Options& options, const Ranks& ranks) {
   loop.run();
   const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
   std::vector<std::vector<std::int32_t>> tokens;
-  dllm_cache::RowCounts rows;
+  dllm_cache::DecodingCounts rows;
   Index bytes = 0;
   for (Index id = 0; id < loop.sequences(); ++id) {
     const auto response = loop.sequence(id).response();

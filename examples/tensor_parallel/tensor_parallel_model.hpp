@@ -39,8 +39,8 @@ class TensorParallelModel {
 
     /// x `[m, d]`, q of the rank's heads -> u `[m, d]`, whole, the same on all ranks.
     template <dllm_cache::StoredScalar Stored>
-    void update(MatrixView<const float> x, MatrixView<const float> q,
-                std::span<const dllm_cache::Segment<Stored>> segments, MatrixView<float> u) {
+    void delta(MatrixView<const float> x, MatrixView<const float> q,
+               std::span<const dllm_cache::Segment<Stored>> segments, MatrixView<float> u) {
       TensorParallelModel& model = *m_model;
       const MatrixView<float> attended = padded(model.m_attended, x.rows, q.cols);
       models::attend(q, segments, model.config().heads, attended, model.m_team);
@@ -108,7 +108,7 @@ class TensorParallelModel {
   /// x `[m, d]` -> logits `[m, vocabulary]`, dense: each rank computes its share of the rows, so
   /// that all decide by the same bits.
   void logits(MatrixView<const float> x, MatrixView<float> logits) {
-    const Rows mine = m_ranks.share(x.rows);
+    const Range mine = m_ranks.share(x.rows);
     if (!mine.empty()) {
       const MatrixView<float> rows = padded(m_normed, mine.size(), x.cols);
       m_sliced->model.final_norm.apply(x.middle_rows(mine.begin, mine.size()), rows, m_team);

@@ -122,7 +122,7 @@ class FeatureCache {
         std::any_of(computed.begin(), computed.end(), [](std::uint8_t flag) { return flag != 0; }))
       in.refuse("computed must be 0 for a policy that keeps no features");
     RowCounts counts;
-    for (Index* count : {&counts.flow, &counts.value, &counts.update, &counts.head})
+    for (Index* count : {&counts.rows, &counts.values, &counts.recomputed})
       *count = in.number<Index>("counts", 0, most_counted);
     m_planner.mark_stale();  // until all features are there
     for_each_stored_run({step, stale, computed}, [&](MatrixView<const Stored> run) {
@@ -144,7 +144,7 @@ class FeatureCache {
   [[nodiscard]] const ModelShape& model() const { return m_model; }
   [[nodiscard]] SequenceShape shape() const { return m_planner.shape(); }
   [[nodiscard]] const StepPlanner& planner() const { return m_planner; }
-  /// Rows of the committed steps since the sequence began (`head` is the decoding loop's).
+  /// Rows of the committed steps since the sequence began.
   [[nodiscard]] const RowCounts& counts() const { return m_counts; }
   [[nodiscard]] Selector& selector() { return m_selector; }
 
@@ -172,10 +172,10 @@ class FeatureCache {
             m_model.kv_width};
   }
   /// Rows whose updates are stored.
-  [[nodiscard]] Rows stored_updates() const { return m_planner.traits().stored_updates; }
-  /// Updates `[stored_updates().size(), d]` of a layer; see keys().
-  [[nodiscard]] MatrixView<const Stored> updates(Index layer) const {
-    return {layer_data(layer) + 2 * rows() * m_model.kv_width, stored_updates().size(),
+  [[nodiscard]] Range stored_deltas() const { return m_planner.traits().stored_deltas; }
+  /// Updates `[stored_deltas().size(), d]` of a layer; see keys().
+  [[nodiscard]] MatrixView<const Stored> deltas(Index layer) const {
+    return {layer_data(layer) + 2 * rows() * m_model.kv_width, stored_deltas().size(),
             m_model.width, m_model.width};
   }
 
@@ -203,7 +203,7 @@ class FeatureCache {
     out.number("step", progress.step);
     out.number("stale", progress.stale);
     out.array("computed", progress.computed);
-    for (const Index count : {m_counts.flow, m_counts.value, m_counts.update, m_counts.head})
+    for (const Index count : {m_counts.rows, m_counts.values, m_counts.recomputed})
       out.number("counts", count);
   }
 
@@ -220,13 +220,13 @@ class FeatureCache {
   template <class Part>
   void for_each_stored_run(const StepPlanner::Progress& progress, const Part& part) const {
     if (progress.stale || !m_planner.traits().keeps_features) return;
-    const Rows stored = stored_updates();
+    const Range stored = stored_deltas();
     for (Index layer = 0; layer < m_model.layers; ++layer)
       detail::for_each_run(progress.computed, [&](Index begin, Index end) {
         part(keys(layer).middle_rows(begin, end - begin));
         part(values(layer).middle_rows(begin, end - begin));
         const Index first = std::max(begin, stored.begin), last = std::min(end, stored.end);
-        if (first < last) part(updates(layer).middle_rows(first - stored.begin, last - first));
+        if (first < last) part(deltas(layer).middle_rows(first - stored.begin, last - first));
       });
   }
   template <class Part>
@@ -247,7 +247,7 @@ class FeatureCache {
 
   static Index layer_elements(const ModelShape& model, const SequenceShape& shape,
                               const PolicyTraits& traits) {
-    return 2 * shape.rows() * model.kv_width + traits.stored_updates.size() * model.width;
+    return 2 * shape.rows() * model.kv_width + traits.stored_deltas.size() * model.width;
   }
 
   // A policy that keeps nothing needs the keys and values of the layer at hand only.

@@ -10,7 +10,7 @@
 
 namespace dllm_cache {
 
-/// Rows `[begin, end)` of the matrix `x` given to `update` that all see the same keys.
+/// Rows `[begin, end)` of the matrix `x` given to `delta` that all see the same keys.
 ///
 /// Keys are `[n, kv]`, rotated; values `[n, kv]`; `n` differs from segment to segment, so use
 /// `keys.rows`, never a length of your own. Segments come in ascending row order and cover every
@@ -40,14 +40,13 @@ concept ComputesQueriesAndKeys = requires(L& layer, MatrixView<const Scalar> x,
   { layer.query_key(x, positions, q, k) } -> std::same_as<void>;
 };
 
-/// Part of TransformerLayer: write `void update(MatrixView<const Scalar> x,
+/// Part of TransformerLayer: write `void delta(MatrixView<const Scalar> x,
 /// MatrixView<const Scalar> q, std::span<const Segment<Stored>> segments, MatrixView<Scalar> u)`:
 /// `u [m, d]` = attention output + feed-forward output of the rows `x [m, d]`, residual not added.
 template <class L, class Scalar, class Stored>
-concept ComputesUpdates = requires(L& layer, MatrixView<const Scalar> x, MatrixView<const Scalar> q,
-                                   std::span<const Segment<Stored>> segments,
-                                   MatrixView<Scalar> u) {
-  { layer.update(x, q, segments, u) } -> std::same_as<void>;
+concept ComputesDeltas = requires(L& layer, MatrixView<const Scalar> x, MatrixView<const Scalar> q,
+                                  std::span<const Segment<Stored>> segments, MatrixView<Scalar> u) {
+  { layer.delta(x, q, segments, u) } -> std::same_as<void>;
 };
 
 /// A transformer layer as the cache sees it: three functions over rows.
@@ -58,22 +57,22 @@ concept ComputesUpdates = requires(L& layer, MatrixView<const Scalar> x, MatrixV
 /// weights are shared and const, scratch belongs to the caller, one thread uses it at a time.
 template <class L, class Scalar, class Stored = Scalar>
 concept TransformerLayer = ComputesValues<L, Scalar> && ComputesQueriesAndKeys<L, Scalar> &&
-    ComputesUpdates<L, Scalar, Stored>;
+    ComputesDeltas<L, Scalar, Stored>;
 
 /// A layer made of three callables; see make_layer.
 template <class Value, class QueryKey, class Update>
 struct CallbackLayer {
   Value value;
   QueryKey query_key;
-  Update update;
+  Update delta;
 };
 
 /// Makes a TransformerLayer of three callables (lambdas) with the signatures of ComputesValues,
-/// ComputesQueriesAndKeys and ComputesUpdates; keeps copies of them.
+/// ComputesQueriesAndKeys and ComputesDeltas; keeps copies of them.
 template <class Value, class QueryKey, class Update>
 [[nodiscard]] CallbackLayer<Value, QueryKey, Update> make_layer(Value value, QueryKey query_key,
-                                                                Update update) {
-  return {std::move(value), std::move(query_key), std::move(update)};
+                                                                Update delta) {
+  return {std::move(value), std::move(query_key), std::move(delta)};
 }
 
 }  // namespace dllm_cache

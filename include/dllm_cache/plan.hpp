@@ -15,14 +15,14 @@
 namespace dllm_cache {
 
 /// Half-open range `[begin, end)` of rows of one sequence, or of layers.
-struct Rows {
+struct Range {
   Index begin = 0;
   Index end = 0;
 
   [[nodiscard]] constexpr Index size() const { return end - begin; }
   [[nodiscard]] constexpr bool empty() const { return end <= begin; }
   [[nodiscard]] constexpr bool contains(Index row) const { return begin <= row && row < end; }
-  friend constexpr bool operator==(Rows, Rows) = default;
+  friend constexpr bool operator==(Range, Range) = default;
 };
 
 /// Shape of one sequence: prompt rows `[0, prompt)`, response rows `[prompt, prompt + response)`.
@@ -75,7 +75,7 @@ inline void check_shape(const SequenceShape& shape) {
 /// What the caller knows about one sequence before a step; a span is empty (not known) or has one
 /// entry a row, and is only read during the call that it is given to.
 struct StepInput {
-  Rows block = {};                             ///< Active block; empty: the whole response.
+  Range block = {};                            ///< Active block; empty: the whole response.
   Index block_step = 0;                        ///< Steps this sequence has done in the block.
   std::span<const std::uint8_t> masked = {};   ///< 1: the row's token is still the mask.
   std::span<const std::uint8_t> changed = {};  ///< 1: token changed since the last committed step.
@@ -91,49 +91,49 @@ struct StepContext : StepInput {
   Index layers = 0;  ///< Layers of the model, at least 1.
   Index step = 0;    ///< Committed steps of this sequence so far.
 
-  [[nodiscard]] Rows prompt() const { return {0, shape.prompt}; }
-  [[nodiscard]] Rows response() const { return {shape.prompt, shape.rows()}; }
+  [[nodiscard]] Range prompt() const { return {0, shape.prompt}; }
+  [[nodiscard]] Range response() const { return {shape.prompt, shape.rows()}; }
   /// The block being decoded: `block`, or the response when the caller named none.
-  [[nodiscard]] Rows active_block() const { return block.empty() ? response() : block; }
+  [[nodiscard]] Range active_block() const { return block.empty() ? response() : block; }
   /// Rows that exist in this step: with block-causal attention nothing after the active block.
-  [[nodiscard]] Rows live() const {
+  [[nodiscard]] Range live() const {
     if (shape.attention_block == 0) return {0, shape.rows()};
     return {0, shape.key_end(std::max<Index>(active_block().end - 1, 0))};
   }
 };
 
 /// What happens to a row in a step, ordered by work.
-enum class Treatment : std::uint8_t {
-  Absent,    ///< Does not flow; others see the cached key and value.
-  Reuse,     ///< Flows; every layer adds the cached update.
-  Verify,    ///< Flows; the value is computed and stored, the rest only if the row is selected.
-  Recompute  ///< Flows; value, key, query and update are computed.
+enum class RowAction : std::uint8_t {
+  Absent,  ///< Not in the pass; others see the cached key and value.
+  Reuse,   ///< In the pass; every layer adds the cached delta.
+  Verify,  ///< In the pass; the value is computed and stored, the rest only if the row is selected.
+  Recompute  ///< In the pass; value, key, query and update are computed.
 };
 
 /// Similarity threshold of a plan under which every verified row may be selected.
 inline constexpr double no_similarity_threshold = std::numeric_limits<double>::infinity();
 
-/// A policy's decision for one step: one treatment a row, how many `Verify` rows are selected, and
-/// in which layers the cache is used at all (outside, every flowing row is recomputed).
+/// A policy's decision for one step: one action a row, how many `Verify` rows are selected, and
+/// in which layers the cache is used at all (outside, every row in the pass is recomputed).
 ///
 /// A policy is given a plan in which every row is absent and `cached_layers` holds all layers, and
 /// says its wishes; the strongest wish for a row wins. `rows` may also be written directly.
 struct StepPlan {
-  std::vector<Treatment> rows;  ///< One treatment a row of the sequence.
+  std::vector<RowAction> rows;  ///< One action a row of the sequence.
   Index verify_count = 0;       ///< Rows selected among the verified ones, in every cached layer.
   /// Of these, rows at least this similar are left alone (cosine; any number but NaN).
   double similarity_threshold = no_similarity_threshold;
-  Rows cached_layers;       ///< Layers in which treatments hold.
+  Range cached_layers;      ///< Layers in which actions hold.
   std::string_view policy;  ///< Name for messages.
 
   /// Wishes that `range` be recomputed; throws std::logic_error when it is not within the rows.
-  void recompute(Rows range) { raise(range, Treatment::Recompute, "recompute"); }
+  void recompute(Range range) { raise(range, RowAction::Recompute, "recompute"); }
 
   /// Wishes that `range` be verified and its `count` least similar rows recomputed, `count >= 0`,
   /// but none that is at least as similar as `threshold` (any number but NaN; a row whose
   /// similarity is NaN is recomputed); throws std::logic_error on a second call in one plan, or a
   /// range not within the rows.
-  void verify(Rows range, Index count, double threshold = no_similarity_threshold) {
+  void verify(Range range, Index count, double threshold = no_similarity_threshold) {
     if (m_verifies)
       base::refuse_call("StepPlan of policy ", policy, ": verify() may be called once a plan");
     if (count < 0)
@@ -142,18 +142,18 @@ struct StepPlan {
     if (std::isnan(threshold))
       base::refuse_call("StepPlan of policy ", policy,
                         ": verify() threshold must be a number, got nan");
-    raise(range, Treatment::Verify, "verify");
+    raise(range, RowAction::Verify, "verify");
     verify_count = count;
     similarity_threshold = threshold;
     m_verifies = true;
   }
 
-  /// Wishes that `range` flow with its cached updates; throws like recompute().
-  void reuse(Rows range) { raise(range, Treatment::Reuse, "reuse"); }
+  /// Wishes that `range` flow with its cached deltas; throws like recompute().
+  void reuse(Range range) { raise(range, RowAction::Reuse, "reuse"); }
 
   /// Empties the plan for `row_count` rows and `layers` layers; keeps its memory.
   void clear(Index row_count, Index layers, std::string_view policy_name) {
-    rows.assign(static_cast<std::size_t>(row_count), Treatment::Absent);
+    rows.assign(static_cast<std::size_t>(row_count), RowAction::Absent);
     verify_count = 0;
     similarity_threshold = no_similarity_threshold;
     cached_layers = {0, layers};
@@ -162,13 +162,13 @@ struct StepPlan {
   }
 
  private:
-  void raise(Rows range, Treatment wish, const char* what) {
+  void raise(Range range, RowAction asked, const char* what) {
     if (range.begin < 0 || range.end > static_cast<Index>(rows.size()) || range.begin > range.end)
       base::refuse_call("StepPlan of policy ", policy, ": ", what, "() range must lie in [0, ",
                         rows.size(), "), got [", range.begin, ", ", range.end, ")");
     for (Index row = range.begin; row < range.end; ++row) {
-      Treatment& treatment = rows[static_cast<std::size_t>(row)];
-      treatment = std::max(treatment, wish);
+      RowAction& action = rows[static_cast<std::size_t>(row)];
+      action = std::max(action, asked);
     }
   }
 

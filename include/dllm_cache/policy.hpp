@@ -18,7 +18,7 @@ namespace dllm_cache {
 /// What a policy says about itself once, before the first step.
 struct PolicyTraits {
   std::string_view name;               ///< Short name for messages; must outlive the policy.
-  Rows stored_updates = {};            ///< Rows whose updates it may ever reuse or verify.
+  Range stored_deltas = {};            ///< Rows whose updates it may ever reuse or verify.
   bool keeps_features = true;          ///< false: it recomputes every row at every step.
   bool needs_block = false;            ///< Wants StepInput::block and block_step.
   bool needs_masked = false;           ///< Wants StepInput::masked.
@@ -154,10 +154,10 @@ class AnyPolicy {
                                                  const SequenceShape& shape) {
   check_shape(shape);
   const PolicyTraits traits = policy.traits(shape);
-  const Rows updates = traits.stored_updates;
-  if (updates.begin < 0 || updates.end > shape.rows() || updates.begin > updates.end)
-    base::refuse_argument("PolicyTraits of ", traits.name, ": stored_updates must lie in [0, ",
-                          shape.rows(), "), got [", updates.begin, ", ", updates.end, ")");
+  const Range deltas = traits.stored_deltas;
+  if (deltas.begin < 0 || deltas.end > shape.rows() || deltas.begin > deltas.end)
+    base::refuse_argument("PolicyTraits of ", traits.name, ": stored_deltas must lie in [0, ",
+                          shape.rows(), "), got [", deltas.begin, ", ", deltas.end, ")");
   return traits;
 }
 

@@ -7,16 +7,14 @@ namespace dllm_cache {
 
 /// Work done in committed steps, in rows; plain numbers, add them as you like.
 struct RowCounts {
-  Index flow = 0;    ///< Rows that passed through the layers, summed over steps.
-  Index value = 0;   ///< Values computed, summed over steps and layers.
-  Index update = 0;  ///< Rows recomputed (key, query, update), summed over steps and layers.
-  Index head = 0;    ///< Rows whose logits were computed, summed over steps; the decoding loop's.
+  Index rows = 0;        ///< Rows that went through the layers, summed over steps.
+  Index values = 0;      ///< Values computed, summed over steps and layers.
+  Index recomputed = 0;  ///< Rows recomputed (key, query, delta), summed over steps and layers.
 
   RowCounts& operator+=(const RowCounts& other) {
-    flow += other.flow;
-    value += other.value;
-    update += other.update;
-    head += other.head;
+    rows += other.rows;
+    values += other.values;
+    recomputed += other.recomputed;
     return *this;
   }
   friend bool operator==(const RowCounts&, const RowCounts&) = default;

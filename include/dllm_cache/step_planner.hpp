@@ -84,7 +84,7 @@ class StepPlanner {
     if (m_stale) std::fill(m_computed.begin(), m_computed.end(), std::uint8_t{0});
     if (m_traits.keeps_features)
       for (std::size_t row = 0; row < m_computed.size(); ++row)
-        if (m_plan.rows[row] == Treatment::Recompute) m_computed[row] = 1;
+        if (m_plan.rows[row] == RowAction::Recompute) m_computed[row] = 1;
     m_open = m_stale = false;
     ++m_context.step;
   }
@@ -188,24 +188,24 @@ class StepPlanner {
     if (static_cast<Index>(m_plan.rows.size()) != rows)
       base::refuse_call("StepPlan of policy ", m_traits.name, ": rows must keep its size ", rows,
                         ", got ", m_plan.rows.size());
-    const Rows layers = m_plan.cached_layers;
+    const Range layers = m_plan.cached_layers;
     if (layers.begin < 0 || layers.end > m_context.layers || layers.begin > layers.end)
       base::refuse_call("StepPlan of policy ", m_traits.name, ": cached_layers must lie in [0, ",
                         m_context.layers, "), got [", layers.begin, ", ", layers.end, ")");
-    const Rows live = m_context.live();
+    const Range live = m_context.live();
     Index verified = 0;
     Index keys_read = 0;  // one past the last key that any row may read in this step
     for (Index row = 0; row < rows; ++row) {
-      const Treatment treatment = m_plan.rows[static_cast<std::size_t>(row)];
-      if (treatment > Treatment::Recompute)  // only reached by a policy that writes rows by a cast
+      const RowAction action = m_plan.rows[static_cast<std::size_t>(row)];
+      if (action > RowAction::Recompute)  // only reached by a policy that writes rows by a cast
         refuse_row(row, "has no known treatment");
-      if (treatment == Treatment::Absent) continue;
-      if (!live.contains(row)) refuse_row(row, "flows, but lies after the live rows");
-      if (treatment == Treatment::Verify) ++verified;
-      if (treatment != Treatment::Recompute) {
+      if (action == RowAction::Absent) continue;
+      if (!live.contains(row)) refuse_row(row, "is in the pass, but lies after the live rows");
+      if (action == RowAction::Verify) ++verified;
+      if (action != RowAction::Recompute) {
         if (!computed(row)) refuse_row(row, "has no stored features to reuse or verify");
-        if (!m_traits.stored_updates.contains(row))
-          refuse_row(row, "is to be reused or verified, but lies outside stored_updates");
+        if (!m_traits.stored_deltas.contains(row))
+          refuse_row(row, "is to be reused or verified, but lies outside stored_deltas");
       }
       keys_read = std::max(keys_read, m_shape.key_end(row));
     }
@@ -217,7 +217,7 @@ class StepPlanner {
       base::refuse_call("StepPlan of policy ", m_traits.name,
                         ": similarity_threshold must be a number, got nan");
     for (Index row = 0; row < keys_read; ++row)
-      if (m_plan.rows[static_cast<std::size_t>(row)] == Treatment::Absent && !computed(row))
+      if (m_plan.rows[static_cast<std::size_t>(row)] == RowAction::Absent && !computed(row))
         refuse_row(row, "is absent, but its key would be read and was never computed");
   }
 

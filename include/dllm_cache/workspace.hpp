@@ -18,7 +18,7 @@ class Pass;
 
 /// Scratch memory of the steps of one thread, shared by all caches that it steps.
 ///
-/// A step packs the flowing rows of its sequences into one matrix, so that the layers see large
+/// A step packs the rows in the pass of its sequences into one matrix, so that the layers see large
 /// products; one sequence is the batch of one. Memory grows to the largest step seen, then stays.
 /// Not synchronised; not movable, since an open pass points at it.
 template <ComputeScalar Scalar, StoredScalar Stored = Scalar,
@@ -30,7 +30,7 @@ class Workspace {
   using PassType = Pass<Scalar, Stored, Selector>;
 
   explicit Workspace(std::pmr::memory_resource* resource = std::pmr::get_default_resource())
-      : m_gathered(resource), m_kv(resource), m_queries(resource), m_updates(resource) {}
+      : m_gathered(resource), m_kv(resource), m_queries(resource), m_deltas(resource) {}
   Workspace(const Workspace&) = delete;
   Workspace& operator=(const Workspace&) = delete;
 
@@ -41,7 +41,7 @@ class Workspace {
   }
 
   /// Begins a step of several sequences of the same model, one input a cache: asks their policies
-  /// and packs the rows that flow. The caches must stay where they are until the pass has ended.
+  /// and packs the rows in the pass. The caches must stay where they are until the pass has ended.
   ///
   /// Throws std::invalid_argument for inputs that do not fit and std::logic_error for a plan that
   /// cannot be carried out or a pass that is still open; then no cache has changed.
@@ -53,9 +53,9 @@ class Workspace {
 
   struct Sequence {
     Cache* cache = nullptr;
-    Rows packed = {};      // its rows of x
-    Rows verified = {};    // its part of m_verified and m_sums in the last layer
-    Rows recomputed = {};  // its part of m_update_rows in the last layer
+    Range packed = {};      // its rows of x
+    Range verified = {};    // its part of m_verified and m_sums in the last layer
+    Range recomputed = {};  // its part of m_update_rows in the last layer
     RowCounts counts = {};
   };
 
@@ -64,18 +64,18 @@ class Workspace {
   void run_layer(Layer& layer, Index number, MatrixView<Scalar> x);
   void choose_value_rows(Index layer);
   void store_values(MatrixView<const Scalar> v, Index layer);
-  void choose_update_rows();
+  void choose_recompute_rows();
   void store_keys(MatrixView<const Scalar> k, Index layer);
-  void add_updates(MatrixView<Scalar> x, MatrixView<const Scalar> u, Index layer);
+  void add_deltas(MatrixView<Scalar> x, MatrixView<const Scalar> u, Index layer);
 
   void pack_rows();
   void reserve_scratch();
   [[nodiscard]] MatrixView<const Scalar> gather(MatrixView<const Scalar> x,
                                                 const std::vector<Index>& rows);
   void select_rows(Sequence& sequence);
-  [[nodiscard]] Treatment treatment(const Sequence& sequence, Index packed, Index layer) const {
+  [[nodiscard]] RowAction action(const Sequence& sequence, Index packed, Index layer) const {
     const StepPlan& plan = sequence.cache->m_planner.plan();
-    if (!plan.cached_layers.contains(layer)) return Treatment::Recompute;
+    if (!plan.cached_layers.contains(layer)) return RowAction::Recompute;
     return plan.rows[static_cast<std::size_t>(row_of(packed))];
   }
   [[nodiscard]] Index row_of(Index packed) const {
@@ -85,7 +85,7 @@ class Workspace {
   void commit() {
     for (Sequence& sequence : m_sequences) {
       sequence.cache->m_planner.commit_step();
-      sequence.counts.flow = sequence.packed.size();
+      sequence.counts.rows = sequence.packed.size();
       sequence.cache->m_counts += sequence.counts;
     }
     m_open = false;
@@ -102,14 +102,14 @@ class Workspace {
   std::vector<SimilaritySums> m_sums;     // of the verified rows
   std::vector<Index> m_selected;          // the selector's answer for one sequence
   std::vector<std::uint8_t> m_recompute;  // one flag a packed row
-  std::vector<Index> m_update_rows;       // packed rows that are recomputed
+  std::vector<Index> m_recompute_rows;    // packed rows that are recomputed
   std::vector<Index> m_recomputed;        // the same as row numbers
   std::vector<std::int32_t> m_positions;  // of the rows recomputed
   std::vector<Segment<Stored>> m_segments;
   base::Buffer<Scalar> m_gathered;  // rows of x given to a callback
   base::Buffer<Scalar> m_kv;        // fresh values, then fresh keys
   base::Buffer<Scalar> m_queries;
-  base::Buffer<Scalar> m_updates;
+  base::Buffer<Scalar> m_deltas;
   bool m_open = false;
 };
 
@@ -144,8 +144,8 @@ class [[nodiscard]] Pass {
       base::refuse_call("Pass: layer() after ", m_next, " of ", m_layers,
                         " layers, when the pass has ended");
     const Index width = m_workspace->m_sequences.front().cache->model().width;
-    if (x.rows != flow() || x.cols != width || x.stride < x.cols)
-      base::refuse_argument("Pass: x must be [", flow(), ", ", width, "], got [", x.rows, ", ",
+    if (x.rows != row_count() || x.cols != width || x.stride < x.cols)
+      base::refuse_argument("Pass: x must be [", row_count(), ", ", width, "], got [", x.rows, ", ",
                             x.cols, "] with stride ", x.stride);
     try {
       m_workspace->run_layer(layer, m_next, x);
@@ -159,24 +159,24 @@ class [[nodiscard]] Pass {
     }
   }
 
-  /// Rows of x: all flowing rows of all sequences, one sequence after the other.
-  [[nodiscard]] Index flow() const { return static_cast<Index>(m_workspace->m_rows.size()); }
+  /// Rows of x: all rows in the pass of all sequences, one sequence after the other.
+  [[nodiscard]] Index row_count() const { return static_cast<Index>(m_workspace->m_rows.size()); }
   /// Sequences in this step.
   [[nodiscard]] Index sequences() const {
     return static_cast<Index>(m_workspace->m_sequences.size());
   }
   /// Rows of x that belong to sequence `i`.
-  [[nodiscard]] Rows packed(Index i = 0) const { return sequence(i).packed; }
+  [[nodiscard]] Range packed(Index i = 0) const { return sequence(i).packed; }
   /// Ascending row numbers of sequence `i` that flow: entry `j` is row `packed(i).begin + j` of x.
   [[nodiscard]] std::span<const Index> rows(Index i = 0) const {
     return slice(m_workspace->m_rows, packed(i));
   }
-  /// Place in x of a row of sequence `i`, or none when it does not flow.
+  /// Place in x of a row of sequence `i`, or none when it is not in the pass.
   [[nodiscard]] std::optional<Index> find(Index row, Index i = 0) const {
-    const auto flowing = rows(i);
-    const auto place = std::lower_bound(flowing.begin(), flowing.end(), row);
-    if (place == flowing.end() || *place != row) return std::nullopt;
-    return packed(i).begin + (place - flowing.begin());
+    const auto in_pass = rows(i);
+    const auto place = std::lower_bound(in_pass.begin(), in_pass.end(), row);
+    if (place == in_pass.end() || *place != row) return std::nullopt;
+    return packed(i).begin + (place - in_pass.begin());
   }
   /// True until the last layer has run or something was thrown.
   [[nodiscard]] bool open() const { return m_open; }
@@ -212,7 +212,7 @@ class [[nodiscard]] Pass {
     return m_workspace->m_sequences[static_cast<std::size_t>(i)];
   }
   template <class T>
-  static std::span<const T> slice(const std::vector<T>& all, Rows part) {
+  static std::span<const T> slice(const std::vector<T>& all, Range part) {
     return std::span<const T>(all).subspan(static_cast<std::size_t>(part.begin),
                                            static_cast<std::size_t>(part.size()));
   }

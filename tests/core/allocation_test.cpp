@@ -20,8 +20,8 @@ struct ThriftyLayer {
     fill(x, q);
     fill(x, k);
   }
-  void update(MatrixView<const float> x, MatrixView<const float>, std::span<const Segment<Stored>>,
-              MatrixView<float> u) const {
+  void delta(MatrixView<const float> x, MatrixView<const float>, std::span<const Segment<Stored>>,
+             MatrixView<float> u) const {
     fill(x, u);
   }
   static void fill(MatrixView<const float> x, MatrixView<float> y) {
@@ -39,7 +39,7 @@ void step(Workspace<float, Stored>& workspace, std::span<FeatureCache<float, Sto
   auto pass = workspace.begin_step(caches, inputs);
   for (float& number : memory) number = static_cast<float>(random.signed_unit());
   for (Index layer = 0; layer < model.layers; ++layer)
-    pass.layer(ThriftyLayer<Stored>{}, dense_view(memory.data(), pass.flow(), model.width));
+    pass.layer(ThriftyLayer<Stored>{}, dense_view(memory.data(), pass.row_count(), model.width));
 }
 
 }  // namespace
@@ -115,9 +115,9 @@ TEST_CASE("Allocations: none when a threshold selects more rows than ever before
       for (Index col = 0; col < model.width; ++col)
         memory[static_cast<std::size_t>(row * model.width + col)] *= col % 2 == 0 ? -1.0F : 1.0F;
     auto pass = workspace.begin_step(cache, input);
-    float* const flowing = memory.data() + (30 - pass.flow()) * model.width;
+    float* const in_pass = memory.data() + (30 - pass.row_count()) * model.width;
     for (Index layer = 0; layer < model.layers; ++layer)
-      pass.layer(ThriftyLayer<float>{}, dense_view(flowing, pass.flow(), model.width));
+      pass.layer(ThriftyLayer<float>{}, dense_view(in_pass, pass.row_count(), model.width));
     return static_cast<Index>(pass.recomputed().size());
   };
   step(0);
@@ -204,8 +204,8 @@ TEST_CASE("Allocations: a reset that runs out of memory at any point changes not
       auto pass = workspace.begin_step(one);
       std::fill(memory.begin(), memory.end(), 0.5F);
       for (Index layer = 0; layer < model.layers; ++layer)
-        pass.layer(ThriftyLayer<float>{}, dense_view(memory.data(), pass.flow(), model.width));
-      return std::vector<float>(memory.begin(), memory.begin() + pass.flow() * model.width);
+        pass.layer(ThriftyLayer<float>{}, dense_view(memory.data(), pass.row_count(), model.width));
+      return std::vector<float>(memory.begin(), memory.begin() + pass.row_count() * model.width);
     };
     REQUIRE(hidden_after_step(cache) == hidden_after_step(twin));
     bool refused = false;

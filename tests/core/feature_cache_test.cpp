@@ -21,7 +21,7 @@ namespace {
 
 constexpr std::uint64_t seed = 2026;
 
-// Runs a cache beside the plain forward: every flowing row must be equal at every step, and in
+// Runs a cache beside the plain forward: every row in the pass must be equal at every step, and in
 // steps marked as full every row must flow.
 template <class Scalar, class Stored>
 void require_plain_forward(const AnyPolicy& policy, const SequenceShape& shape, Index layers,
@@ -37,10 +37,10 @@ void require_plain_forward(const AnyPolicy& policy, const SequenceShape& shape, 
   for (Index step = 0; step < steps; ++step) {
     INFO("step " << step);
     const Matrix<Scalar> x = model.embed(tokens);
-    const auto flowed = run_step(workspace, cache, model, x);
-    REQUIRE(flowed.rows.size() >= static_cast<std::size_t>(shape.response));
-    REQUIRE(first_difference(flowed, plain_forward(model, shape, x)) == std::nullopt);
-    if (shape.response > 0) REQUIRE(flowed.rows.back() == shape.rows() - 1);
+    const auto in_pass = run_step(workspace, cache, model, x);
+    REQUIRE(in_pass.rows.size() >= static_cast<std::size_t>(shape.response));
+    REQUIRE(first_difference(in_pass, plain_forward(model, shape, x)) == std::nullopt);
+    if (shape.response > 0) REQUIRE(in_pass.rows.back() == shape.rows() - 1);
     commit_tokens(tokens, shape, random);
   }
 }
@@ -51,8 +51,8 @@ struct Setting {
   double similarity_threshold = no_similarity_threshold;
 };
 
-// Runs a cache beside the second implementation: every flowing row, and every key and value of the
-// response, must be equal at every step.
+// Runs a cache beside the second implementation: every row in the pass, and every key and value of
+// the response, must be equal at every step.
 template <class Scalar, class Stored>
 void require_plain_dllm_cache(const Setting& setting, bool refresh_first_layer,
                               const SequenceShape& shape, Index layers, Index steps = 22,
@@ -84,11 +84,11 @@ void require_plain_dllm_cache(const Setting& setting, bool refresh_first_layer,
     INFO("step " << step);
     const Matrix<Scalar> x = model.embed(tokens);
     const Matrix<Scalar> hidden = expected.step(x);
-    const auto flowed = run_step(workspace, cache, model, x);
+    const auto in_pass = run_step(workspace, cache, model, x);
     const Index first =
         step % setting.prompt_interval == 0 ? 0 : shape.prompt - shape.prediction_shift;
-    REQUIRE(flowed.rows == range(first, shape.rows()));
-    REQUIRE(first_difference(flowed, hidden) == std::nullopt);
+    REQUIRE(in_pass.rows == range(first, shape.rows()));
+    REQUIRE(first_difference(in_pass, hidden) == std::nullopt);
     for (Index layer = 0; layer < layers; ++layer) {
       const auto kv = static_cast<std::size_t>(model.shape().kv_width);
       const auto size = static_cast<std::size_t>(shape.rows()) * kv;
@@ -225,7 +225,7 @@ TEST_CASE("FeatureCache: dLLM-Cache equals a second implementation with wide val
                                            9);
 }
 
-TEST_CASE("FeatureCache: a prompt without a response flows when it is due only",
+TEST_CASE("FeatureCache: a prompt without a response is in the pass when it is due only",
           "[feature_cache]") {
   const TinyModel<float> model(2, seed);
   Workspace<float> workspace;
@@ -249,9 +249,9 @@ TEST_CASE("FeatureCache: rows are rotated by the caller's positions", "[feature_
   CallLog log;
   for (int step = 0; step < 7; ++step) {
     const auto x = model.embed(tokens);
-    const auto flowed = run_step(workspace, cache, model, x, {}, &log);
+    const auto in_pass = run_step(workspace, cache, model, x, {}, &log);
     if (step % 6 == 0)
-      REQUIRE(first_difference(flowed, plain_forward(model, shape, x)) == std::nullopt);
+      REQUIRE(first_difference(in_pass, plain_forward(model, shape, x)) == std::nullopt);
     if (step == 2) REQUIRE(log.positions == std::vector<std::int32_t>{9, 10, 2, 40});
     commit_tokens(tokens, shape, random);
   }
@@ -291,18 +291,18 @@ TEST_CASE("FeatureCache: under block-causal attention later blocks do not exist 
   FeatureCache<float> cache(model.shape(), shape, policy, &memory);
   RandomNumbers random(seed);
   std::vector<Index> tokens = start_tokens(model, shape, random);
-  for (const Rows block : {Rows{3, 7}, Rows{3, 7}, Rows{7, 11}, Rows{7, 11}}) {
+  for (const Range block : {Range{3, 7}, Range{3, 7}, Range{7, 11}, Range{7, 11}}) {
     for (Index row = block.begin; row < block.end; ++row)
       tokens[static_cast<std::size_t>(row)] = random.below(12);
     INFO("seed " << seed << ", step " << cache.step());
     auto x = model.embed(tokens);
     x.rows = block.end;  // the rest does not exist
     CallLog log;
-    const auto flowed = run_step(workspace, cache, model, x, {.block = block}, &log);
-    REQUIRE(flowed.rows == range(cache.step() == 1 ? 0 : block.begin, block.end));
+    const auto in_pass = run_step(workspace, cache, model, x, {.block = block}, &log);
+    REQUIRE(in_pass.rows == range(cache.step() == 1 ? 0 : block.begin, block.end));
     SequenceShape live = shape;
     live.response = block.end - shape.prompt;
-    REQUIRE(first_difference(flowed, plain_forward(model, live, x)) == std::nullopt);
+    REQUIRE(first_difference(in_pass, plain_forward(model, live, x)) == std::nullopt);
     REQUIRE(log.segment_sizes ==
             (cache.step() == 1 ? std::vector<Index>{3, 4} : std::vector<Index>{4}));
     REQUIRE(log.segment_keys ==
@@ -315,7 +315,7 @@ TEST_CASE("FeatureCache: outside the cached layers every flowing row is recomput
           "[feature_cache]") {
   const TinyModel<float> model(4, seed);
   const SequenceShape shape{.prompt = 2, .response = 4};
-  const ScriptedPolicy policy{{.name = "middle", .stored_updates = {0, 6}},
+  const ScriptedPolicy policy{{.name = "middle", .stored_deltas = {0, 6}},
                               [](const StepContext&, StepPlan& plan) {
                                 plan.reuse({1, 4});
                                 plan.verify({4, 6}, 1);
@@ -350,7 +350,7 @@ TEST_CASE("FeatureCache: a clone taken in mid-run continues as the original does
     REQUIRE(memory.bytes_held() == held + static_cast<std::size_t>(original.bytes()));
     REQUIRE(copy.counts() == original.counts());
     REQUIRE(copy.step() == pause);
-    std::vector<FlowedRows<float>> results;
+    std::vector<PassRows<float>> results;
     std::vector<std::vector<Index>> inputs;
     for (int step = 0; step < 8; ++step) {
       inputs.push_back(tokens);
@@ -405,7 +405,7 @@ TEST_CASE("FeatureCache: after reset it equals a new cache", "[feature_cache]") 
     REQUIRE(used.step() == 0);
     REQUIRE(used.counts() == RowCounts{});
     REQUIRE(used.bytes() == fresh.bytes());
-    REQUIRE(used.stored_updates() == fresh.stored_updates());
+    REQUIRE(used.stored_deltas() == fresh.stored_deltas());
     std::vector<Index> tokens = start_tokens(model, shape, random);
     for (int step = 0; step < 9; ++step) {
       INFO("seed " << seed << ", prompt " << shape.prompt << ", step " << step);
@@ -450,9 +450,9 @@ TEST_CASE("FeatureCache: marked stale, the next step is a plain forward", "[feat
   cache.mark_stale();
   REQUIRE(cache.stale());
   const auto x = model.embed(tokens);
-  const auto flowed = run_step(workspace, cache, model, x);
-  REQUIRE(flowed.rows == range(0, 7));
-  REQUIRE(first_difference(flowed, plain_forward(model, shape, x)) == std::nullopt);
+  const auto in_pass = run_step(workspace, cache, model, x);
+  REQUIRE(in_pass.rows == range(0, 7));
+  REQUIRE(first_difference(in_pass, plain_forward(model, shape, x)) == std::nullopt);
   REQUIRE_FALSE(cache.stale());
 }
 
@@ -474,7 +474,7 @@ TEMPLATE_TEST_CASE("FeatureCache: holds keys and values of every row, updates of
     REQUIRE(cache.bytes() == expected);
     REQUIRE(Cache::bytes_needed(model, shape, c.policy) == expected);
     REQUIRE(memory.bytes_held() == static_cast<std::size_t>(expected));
-    REQUIRE(cache.stored_updates().size() == c.stored);
+    REQUIRE(cache.stored_deltas().size() == c.stored);
   }
 }
 
@@ -500,9 +500,9 @@ TEST_CASE("FeatureCache: the features of all layers lie apart", "[feature_cache]
     REQUIRE(cache.values(layer).data == next);
     REQUIRE(cache.values(layer).rows == 9);
     next += 9 * 8;
-    REQUIRE(cache.updates(layer).data == next);
-    REQUIRE(cache.updates(layer).rows == 5);
-    REQUIRE(cache.updates(layer).cols == 6);
+    REQUIRE(cache.deltas(layer).data == next);
+    REQUIRE(cache.deltas(layer).rows == 5);
+    REQUIRE(cache.deltas(layer).cols == 6);
     next += 5 * 6;
   }
 }
@@ -540,7 +540,7 @@ TEST_CASE("FeatureCache: a reset refused for the policy's traits changes nothing
           "[feature_cache][refusal]") {
   struct OddPolicy {  // stores too much when the prompt is long
     PolicyTraits traits(const SequenceShape& shape) const {
-      return {.name = "odd", .stored_updates = {0, shape.rows() + (shape.prompt > 5 ? 1000 : 0)}};
+      return {.name = "odd", .stored_deltas = {0, shape.rows() + (shape.prompt > 5 ? 1000 : 0)}};
     }
     void plan(const StepContext& context, StepPlan& plan) const { plan.reuse(context.live()); }
   };
@@ -551,11 +551,11 @@ TEST_CASE("FeatureCache: a reset refused for the policy's traits changes nothing
   const auto x = model.embed({1, 2, 3, 4});
   const auto before = run_step(workspace, cache, model, x);
   const SequenceShape longer{.prompt = 6, .response = 3};
-  REQUIRE_THAT(refused_argument([&] { cache.reset(longer); }), Contains("stored_updates must lie"));
+  REQUIRE_THAT(refused_argument([&] { cache.reset(longer); }), Contains("stored_deltas must lie"));
   REQUIRE(run_step(workspace, cache, model, x) == before);
   REQUIRE_THAT(
       refused_argument([&] {
         static_cast<void>(FeatureCache<float>::bytes_needed(model.shape(), longer, OddPolicy{}));
       }),
-      Contains("stored_updates must lie"));
+      Contains("stored_deltas must lie"));
 }

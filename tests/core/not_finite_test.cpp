@@ -24,12 +24,12 @@ const TinyModel<float>& model() {
 void poison(Matrix<float>& x, Index row, float value) { x.row(row)[1] = value; }
 
 // Rows of `flowed` with a number that is not finite.
-std::vector<Index> not_finite(const FlowedRows<float>& flowed) {
+std::vector<Index> not_finite(const PassRows<float>& in_pass) {
   std::vector<Index> rows;
-  for (Index j = 0; j < flowed.hidden.rows; ++j)
-    if (!std::all_of(flowed.hidden.row(j), flowed.hidden.row(j) + flowed.hidden.cols,
+  for (Index j = 0; j < in_pass.hidden.rows; ++j)
+    if (!std::all_of(in_pass.hidden.row(j), in_pass.hidden.row(j) + in_pass.hidden.cols,
                      [](float one) { return std::isfinite(one); }))
-      rows.push_back(flowed.rows[static_cast<std::size_t>(j)]);
+      rows.push_back(in_pass.rows[static_cast<std::size_t>(j)]);
   return rows;
 }
 
@@ -80,10 +80,10 @@ TEST_CASE("Not finite: a full forward spreads it to the rows that see its key, a
     Matrix<float> x = rows_of(causal, 1);
     const Matrix<float> sane = plain_forward(model(), causal, x);
     poison(x, 6, bad);
-    const FlowedRows<float> flowed = run_step(workspace, cache, model(), x, {.block = {8, 12}});
-    CHECK(not_finite(flowed) == range(4, 12));  // its own block and the one after it
+    const PassRows<float> in_pass = run_step(workspace, cache, model(), x, {.block = {8, 12}});
+    CHECK(not_finite(in_pass) == range(4, 12));  // its own block and the one after it
     for (Index row = 0; row < 4; ++row)
-      CHECK(std::equal(sane.row(row), sane.row(row) + sane.cols, flowed.hidden.row(row)));
+      CHECK(std::equal(sane.row(row), sane.row(row) + sane.cols, in_pass.hidden.row(row)));
   }
 }
 
@@ -101,8 +101,8 @@ TEST_CASE("Not finite: the other sequences of a batch stay what they are", "[not
     if (step == 1) poison(bad, 3, not_a_number);
     const Matrix<float> good = rows_of(shape, 100 + step);
     auto pass = workspace.begin_step(both, inputs);
-    const auto flowed = run_pass(pass, model(), {bad, good});
-    CHECK(flowed[1] == run_step(workspace, alone, model(), good));
+    const auto in_pass = run_pass(pass, model(), {bad, good});
+    CHECK(in_pass[1] == run_step(workspace, alone, model(), good));
   }
 }
 
@@ -116,12 +116,12 @@ TEST_CASE(
   Matrix<float> x = rows_of(shape, 2);
   poison(x, 7, not_a_number);
   auto pass = workspace.begin_step(cache);
-  const FlowedRows<float> flowed = run_pass(pass, model(), {x}).front();
+  const PassRows<float> in_pass = run_pass(pass, model(), {x}).front();
   const std::vector<Index> selected(pass.recomputed().begin(), pass.recomputed().end());
   CHECK(std::count(selected.begin(), selected.end(), 7) == 1);
   CHECK(selected.size() == 2);
   // Layers may select other rows, but those that were never selected add finite updates.
-  const std::vector<Index> bad = not_finite(flowed);
+  const std::vector<Index> bad = not_finite(in_pass);
   CHECK(std::count(bad.begin(), bad.end(), 7) == 1);
   CHECK(bad.size() < 8);
   CHECK(std::all_of(bad.begin(), bad.end(), [](Index row) { return row >= 3; }));
@@ -139,11 +139,11 @@ TEST_CASE("Not finite: one sane refresh of the response and every row is sane ag
     CAPTURE(step);
     Matrix<float> x = rows_of(shape, 7);
     for (Index row = 3; row < 9; ++row) x.row(row)[0] += static_cast<float>(step);
-    const FlowedRows<float> expected = run_step(workspace, twin, model(), x);
+    const PassRows<float> expected = run_step(workspace, twin, model(), x);
     if (step == 1) poison(x, 5, infinity);
-    const FlowedRows<float> flowed = run_step(workspace, poisoned, model(), x);
-    if (step == 1) CHECK_FALSE(not_finite(flowed).empty());
-    if (step == 0 || step >= 4) CHECK(flowed == expected);
+    const PassRows<float> in_pass = run_step(workspace, poisoned, model(), x);
+    if (step == 1) CHECK_FALSE(not_finite(in_pass).empty());
+    if (step == 0 || step >= 4) CHECK(in_pass == expected);
   }
 }
 

@@ -70,7 +70,7 @@ struct Pair {
   }
 
   static constexpr StepInput input(Index step) { return {.block = {4, 8}, .block_step = step}; }
-  std::vector<FlowedRows<float>> step() {
+  std::vector<PassRows<float>> step() {
     const std::vector<FeatureCache<float>*> caches{&cache, &other};
     const std::vector<StepInput> inputs{input(cache.step()), input(other.step())};
     auto pass = workspace.begin_step(caches, inputs);
@@ -93,17 +93,17 @@ struct Pair {
     commit_tokens(tokens, shape, random);
     check(step());
   }
-  void check(const std::vector<FlowedRows<float>>& flowed) {
-    check(flowed[0], plain);
-    check(flowed[1], other_plain);
+  void check(const std::vector<PassRows<float>>& in_pass) {
+    check(in_pass[0], plain);
+    check(in_pass[1], other_plain);
   }
-  void check(const FlowedRows<float>& flowed, Plain& twin) const {
+  void check(const PassRows<float>& in_pass, Plain& twin) const {
     const auto plan = twin.plan(input(twin.steps()));
     REQUIRE(plan);
     Matrix<float> x = model().embed(tokens);
     twin.step(*plan, x);
-    REQUIRE(flowed.rows == Plain::flowing(*plan));
-    REQUIRE(first_difference(flowed, x) == std::nullopt);
+    REQUIRE(in_pass.rows == Plain::rows_in_pass(*plan));
+    REQUIRE(first_difference(in_pass, x) == std::nullopt);
   }
 };
 

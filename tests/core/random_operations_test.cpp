@@ -33,7 +33,7 @@ struct Story {
   std::vector<std::uint8_t> masked, changed;
   std::vector<std::uint16_t> unchanged_steps;
   std::vector<float> confidence;
-  Rows block;
+  Range block;
   Index block_step = 0;
 
   explicit Story(RandomNumbers& random) {
@@ -378,9 +378,9 @@ class RandomRun {
     for (Sequence* one : batch) all.push_back(m_model.embed(one->story.tokens));
     CallLog calls;
     if (fate == 1) calls.throw_at = m_random.below(3 * m_model.shape().layers);
-    std::vector<FlowedRows<float>> flowed;
+    std::vector<PassRows<float>> in_pass;
     try {
-      flowed = run_pass(pass, m_model, all, &calls, m_random.below(2) * 3);
+      in_pass = run_pass(pass, m_model, all, &calls, m_random.below(2) * 3);
     } catch (const CallbackError&) {
       m_log << "  callback " << calls.throw_at << " threw\n";
       for (Sequence* one : batch) one->plain.forget();
@@ -391,9 +391,9 @@ class RandomRun {
       Sequence& one = *batch[i];
       one.plain.step(plans[i], all[i]);
       one.story.step_done();
-      if (flowed[i].rows != Plain::flowing(plans[i]))
-        throw Disagreement(base::text("other rows flowed in #", one.number));
-      if (const auto row = first_difference(flowed[i], all[i]))
+      if (in_pass[i].rows != Plain::rows_in_pass(plans[i]))
+        throw Disagreement(base::text("other rows were in the pass in #", one.number));
+      if (const auto row = first_difference(in_pass[i], all[i]))
         throw Disagreement(base::text("row ", *row, " of #", one.number, " differs"));
       ++m_steps;
     }
@@ -406,7 +406,7 @@ class RandomRun {
   void drop(typename Workspace<float, Stored>::PassType pass, const std::vector<Sequence*>& batch) {
     const Index layers = m_random.below(m_model.shape().layers);
     m_log << "  dropped after " << layers << " layers\n";
-    Matrix<float> x(pass.flow(), m_model.shape().width);
+    Matrix<float> x(pass.row_count(), m_model.shape().width);
     for (Index number = 0; number < layers; ++number) pass.layer(m_model.layer(number), x.view());
     for (Sequence* one : batch) one->plain.forget();
   }

@@ -18,9 +18,9 @@ using Catch::Equals;
 
 namespace {
 
-constexpr Treatment A = Treatment::Absent, U = Treatment::Reuse, V = Treatment::Verify,
-                    R = Treatment::Recompute;
-using Treatments = std::vector<Treatment>;
+constexpr RowAction A = RowAction::Absent, U = RowAction::Reuse, V = RowAction::Verify,
+                    R = RowAction::Recompute;
+using RowActions = std::vector<RowAction>;
 
 // A planner of 2 layers whose first step, which asks nobody, is behind it.
 StepPlanner started(ScriptedPolicy policy,
@@ -33,12 +33,12 @@ StepPlanner started(ScriptedPolicy policy,
 }
 
 ScriptedPolicy keeping_all(std::function<void(const StepContext&, StepPlan&)> script,
-                           Rows stored = {0, 6}) {
-  return {{.name = "scripted", .stored_updates = stored}, std::move(script)};
+                           Range stored = {0, 6}) {
+  return {{.name = "scripted", .stored_deltas = stored}, std::move(script)};
 }
 
 std::string plan_refusal(std::function<void(const StepContext&, StepPlan&)> script,
-                         Rows stored = {0, 6}) {
+                         Range stored = {0, 6}) {
   StepPlanner planner = started(keeping_all(std::move(script), stored));
   std::string message = refused_call([&] { planner.begin_step({}); });
   // Refused plans leave no trace, whatever was wrong with them.
@@ -122,9 +122,9 @@ TEST_CASE("StepPlan: the strongest wish for a row wins in any order of wishes", 
   plan.recompute({1, 3});
   plan.verify({2, 4}, 1);
   plan.reuse({1, 4});
-  REQUIRE(plan.rows == Treatments{U, R, R, V, U, A});
+  REQUIRE(plan.rows == RowActions{U, R, R, V, U, A});
   REQUIRE(plan.verify_count == 1);
-  REQUIRE(plan.cached_layers == Rows{0, 2});
+  REQUIRE(plan.cached_layers == Range{0, 2});
 }
 
 TEST_CASE("StepPlan: clear empties every wish of the step before", "[plan]") {
@@ -133,9 +133,9 @@ TEST_CASE("StepPlan: clear empties every wish of the step before", "[plan]") {
   plan.verify({0, 3}, 2);
   plan.cached_layers = {1, 1};
   plan.clear(4, 5, "other");
-  REQUIRE(plan.rows == Treatments(4, A));
+  REQUIRE(plan.rows == RowActions(4, A));
   REQUIRE(plan.verify_count == 0);
-  REQUIRE(plan.cached_layers == Rows{0, 5});
+  REQUIRE(plan.cached_layers == Range{0, 5});
   REQUIRE(plan.policy == "other");
   REQUIRE_NOTHROW(plan.verify({0, 1}, 1));
 }
@@ -156,7 +156,7 @@ TEST_CASE("StepPlan: wishes outside the rows are refused with policy, call and r
                  plan.verify({3, 2}, 0);
                }),
                Contains("mine") && Contains("verify() range must lie in [0, 4), got [3, 2)"));
-  REQUIRE(plan.rows == Treatments(4, A));
+  REQUIRE(plan.rows == RowActions(4, A));
 }
 
 TEST_CASE("StepPlan: a second verify and a negative count are refused", "[plan][refusal]") {
@@ -191,9 +191,9 @@ TEST_CASE("DllmCachePolicy: options out of range are refused by field, range and
 TEST_CASE("DllmCachePolicy: prompt and response fall due on their own intervals", "[policy]") {
   StepPlanner planner(DllmCachePolicy{.prompt_interval = 4, .response_interval = 3, .ratio = 0.5},
                       {.prompt = 2, .response = 3}, 3);
-  const Treatments both{R, R, R, R, R}, verified{A, A, V, V, V}, response{A, A, R, R, R},
+  const RowActions both{R, R, R, R, R}, verified{A, A, V, V, V}, response{A, A, R, R, R},
       prompt{R, R, V, V, V};
-  const std::vector<Treatments> expected{both,     verified, verified, response, prompt,
+  const std::vector<RowActions> expected{both,     verified, verified, response, prompt,
                                          verified, response, verified, prompt,   response,
                                          verified, verified, both,     verified};
   for (std::size_t step = 0; step < expected.size(); ++step) {
@@ -201,7 +201,7 @@ TEST_CASE("DllmCachePolicy: prompt and response fall due on their own intervals"
     const StepPlan& plan = planner.begin_step({});
     REQUIRE(plan.rows == expected[step]);
     REQUIRE(plan.verify_count == (plan.rows[2] == V ? 1 : 0));
-    REQUIRE(plan.cached_layers == (step == 0 ? Rows{0, 3} : Rows{1, 3}));
+    REQUIRE(plan.cached_layers == (step == 0 ? Range{0, 3} : Range{1, 3}));
     planner.commit_step();
   }
 }
@@ -211,7 +211,7 @@ TEST_CASE("DllmCachePolicy: an interval of never falls due at the first step onl
       DllmCachePolicy{.prompt_interval = never, .response_interval = never, .ratio = 0.25},
       {.prompt = 1, .response = 2}, 1);
   for (int step = 0; step < 300; ++step) {
-    REQUIRE(planner.begin_step({}).rows == (step == 0 ? Treatments{R, R, R} : Treatments{A, V, V}));
+    REQUIRE(planner.begin_step({}).rows == (step == 0 ? RowActions{R, R, R} : RowActions{A, V, V}));
     planner.commit_step();
   }
 }
@@ -242,17 +242,17 @@ TEST_CASE("DllmCachePolicy: ratio 0 reuses, a ratio that selects nothing still v
     planner.commit_step();
     return planner.begin_step({}).rows;
   };
-  REQUIRE(rows(0.0) == Treatments{U, U, U});
-  REQUIRE(rows(0.1) == Treatments{V, V, V});
+  REQUIRE(rows(0.0) == RowActions{U, U, U});
+  REQUIRE(rows(0.1) == RowActions{V, V, V});
 }
 
-TEST_CASE("DllmCachePolicy: with a shifted head the last prompt row flows at every step",
+TEST_CASE("DllmCachePolicy: with a shifted head the last prompt row is in the pass at every step",
           "[policy]") {
   StepPlanner planner(DllmCachePolicy{.prompt_interval = 3, .response_interval = 2, .ratio = 1.0},
                       {.prompt = 3, .response = 2, .prediction_shift = 1}, 2);
-  const std::vector<Treatments> expected{
+  const std::vector<RowActions> expected{
       {R, R, R, R, R}, {A, A, U, V, V}, {A, A, U, R, R}, {R, R, R, V, V}, {A, A, U, R, R}};
-  for (const Treatments& rows : expected) {
+  for (const RowActions& rows : expected) {
     REQUIRE(planner.begin_step({}).rows == rows);
     planner.commit_step();
   }
@@ -260,13 +260,13 @@ TEST_CASE("DllmCachePolicy: with a shifted head the last prompt row flows at eve
 
 TEST_CASE("DllmCachePolicy: only updates that may be reused are stored", "[policy]") {
   const auto stored = [](DllmCachePolicy policy, Index shift) {
-    return policy.traits({.prompt = 5, .response = 3, .prediction_shift = shift}).stored_updates;
+    return policy.traits({.prompt = 5, .response = 3, .prediction_shift = shift}).stored_deltas;
   };
-  REQUIRE(stored({}, 0) == Rows{5, 8});
-  REQUIRE(stored({}, 1) == Rows{4, 8});
-  REQUIRE(stored({.prompt_interval = 1}, 1) == Rows{5, 8});
+  REQUIRE(stored({}, 0) == Range{5, 8});
+  REQUIRE(stored({}, 1) == Range{4, 8});
+  REQUIRE(stored({.prompt_interval = 1}, 1) == Range{5, 8});
   REQUIRE(stored({.response_interval = 1}, 0).empty());
-  REQUIRE(stored({.response_interval = 1}, 1) == Rows{4, 5});
+  REQUIRE(stored({.response_interval = 1}, 1) == Range{4, 5});
 }
 
 TEST_CASE("DllmCachePolicy: the first layer is refreshed unless told otherwise", "[policy]") {
@@ -277,12 +277,12 @@ TEST_CASE("DllmCachePolicy: the first layer is refreshed unless told otherwise",
     planner.commit_step();
     return planner.begin_step({}).cached_layers;
   };
-  REQUIRE(cached(true) == Rows{1, 4});
-  REQUIRE(cached(false) == Rows{0, 4});
+  REQUIRE(cached(true) == Range{1, 4});
+  REQUIRE(cached(false) == Range{0, 4});
 }
 
 TEST_CASE("DllmCachePolicy: the active block is recomputed where that is wished", "[policy]") {
-  const auto plan_of = [](DllmCachePolicy policy, Rows block, Index shift) {
+  const auto plan_of = [](DllmCachePolicy policy, Range block, Index shift) {
     policy.recompute_block = true;
     StepPlanner planner(policy, {.prompt = 2, .response = 8, .prediction_shift = shift}, 2);
     planner.begin_step({.block = {2, 6}});
@@ -290,20 +290,20 @@ TEST_CASE("DllmCachePolicy: the active block is recomputed where that is wished"
     return planner.begin_step({.block = block, .block_step = 1});
   };
   const StepPlan verified = plan_of({.ratio = 0.5}, {2, 5}, 0);
-  CHECK(verified.rows == std::vector<Treatment>{A, A, R, R, R, V, V, V, V, V});
+  CHECK(verified.rows == std::vector<RowAction>{A, A, R, R, R, V, V, V, V, V});
   CHECK(verified.verify_count == 2);  // half of the five others, truncated
   const StepPlan reused = plan_of({.ratio = 0.0}, {5, 10}, 0);
-  CHECK(reused.rows == std::vector<Treatment>{A, A, U, U, U, R, R, R, R, R});
+  CHECK(reused.rows == std::vector<RowAction>{A, A, U, U, U, R, R, R, R, R});
   // With a shifted head the row before predicts the block's first token.
   const StepPlan first = plan_of({.ratio = 0.5}, {2, 5}, 1);
-  CHECK(first.rows == std::vector<Treatment>{A, R, R, R, R, V, V, V, V, V});
+  CHECK(first.rows == std::vector<RowAction>{A, R, R, R, R, V, V, V, V, V});
   CHECK(first.verify_count == 2);
   const StepPlan second = plan_of({.ratio = 0.5}, {5, 10}, 1);
-  CHECK(second.rows == std::vector<Treatment>{A, U, V, V, R, R, R, R, R, R});
+  CHECK(second.rows == std::vector<RowAction>{A, U, V, V, R, R, R, R, R, R});
   CHECK(second.verify_count == 1);
   // One block is the whole response.
   const StepPlan whole = plan_of({.ratio = 1.0}, {2, 10}, 0);
-  CHECK(whole.rows == std::vector<Treatment>{A, A, R, R, R, R, R, R, R, R});
+  CHECK(whole.rows == std::vector<RowAction>{A, A, R, R, R, R, R, R, R, R});
   CHECK(whole.verify_count == 0);
 }
 
@@ -329,17 +329,17 @@ TEST_CASE("AnyPolicy: holds its own copy of a policy, and copies are independent
   REQUIRE(first.traits(shape).name == "dllm-cache");
   const AnyPolicy& itself = first;
   first = itself;
-  REQUIRE(first.traits(shape).stored_updates == Rows{2, 4});
+  REQUIRE(first.traits(shape).stored_deltas == Range{2, 4});
 }
 
 TEST_CASE("NoCache: recomputes the live rows at every step and keeps nothing", "[policy]") {
   StepPlanner planner(NoCache{}, {.prompt = 2, .response = 4, .attention_block = 2}, 2);
   REQUIRE_FALSE(planner.traits().keeps_features);
   for (int step = 0; step < 3; ++step) {
-    REQUIRE(planner.begin_step({.block = {2, 4}}).rows == Treatments{R, R, R, R, A, A});
+    REQUIRE(planner.begin_step({.block = {2, 4}}).rows == RowActions{R, R, R, R, A, A});
     planner.commit_step();
   }
-  REQUIRE(planner.begin_step({}).rows == Treatments(6, R));
+  REQUIRE(planner.begin_step({}).rows == RowActions(6, R));
 }
 
 TEST_CASE("StepPlanner: fewer layers than one are refused", "[step_planner][refusal]") {
@@ -349,14 +349,14 @@ TEST_CASE("StepPlanner: fewer layers than one are refused", "[step_planner][refu
 
 TEST_CASE("StepPlanner: traits that store updates outside the rows are refused",
           "[step_planner][refusal]") {
-  const auto message = [](Rows stored) {
+  const auto message = [](Range stored) {
     return refused_argument([&] {
-      StepPlanner(ScriptedPolicy{{.name = "mine", .stored_updates = stored}}, {.response = 4}, 1);
+      StepPlanner(ScriptedPolicy{{.name = "mine", .stored_deltas = stored}}, {.response = 4}, 1);
     });
   };
-  REQUIRE_THAT(message({0, 5}), Contains("mine: stored_updates must lie in [0, 4), got [0, 5)"));
-  REQUIRE_THAT(message({-1, 3}), Contains("mine: stored_updates must lie in [0, 4), got [-1, 3)"));
-  REQUIRE_THAT(message({3, 2}), Contains("mine: stored_updates must lie in [0, 4), got [3, 2)"));
+  REQUIRE_THAT(message({0, 5}), Contains("mine: stored_deltas must lie in [0, 4), got [0, 5)"));
+  REQUIRE_THAT(message({-1, 3}), Contains("mine: stored_deltas must lie in [0, 4), got [-1, 3)"));
+  REQUIRE_THAT(message({3, 2}), Contains("mine: stored_deltas must lie in [0, 4), got [3, 2)"));
 }
 
 TEST_CASE("StepPlanner: the first step recomputes all rows without asking the policy",
@@ -368,11 +368,11 @@ TEST_CASE("StepPlanner: the first step recomputes all rows without asking the po
                       }),
                       {.prompt = 2, .response = 4}, 2);
   REQUIRE(planner.stale());
-  REQUIRE(planner.begin_step({}).rows == Treatments(6, R));
+  REQUIRE(planner.begin_step({}).rows == RowActions(6, R));
   planner.commit_step();
   REQUIRE(asked == 0);
   REQUIRE_FALSE(planner.stale());
-  REQUIRE(planner.begin_step({}).rows == Treatments{A, A, A, A, A, U});
+  REQUIRE(planner.begin_step({}).rows == RowActions{A, A, A, A, A, U});
   REQUIRE(asked == 1);
 }
 
@@ -385,17 +385,17 @@ TEST_CASE("StepPlanner: a policy sees everything that the caller and the cache k
   StepPlanner planner =
       started(keeping_all([&](const StepContext& context, StepPlan& plan) {
                 ++asked;
-                CHECK(context.block == Rows{2, 4});
+                CHECK(context.block == Range{2, 4});
                 CHECK(context.block_step == 3);
                 CHECK(context.masked.data() == masked.data());
                 CHECK(context.changed.data() == changed.data());
                 CHECK(context.confidence.data() == confidence.data());
                 CHECK(context.layers == 2);
                 CHECK(context.step == 1);
-                CHECK(context.prompt() == Rows{0, 2});
-                CHECK(context.response() == Rows{2, 6});
-                CHECK(context.active_block() == Rows{2, 4});
-                CHECK(context.live() == Rows{0, 6});
+                CHECK(context.prompt() == Range{0, 2});
+                CHECK(context.response() == Range{2, 6});
+                CHECK(context.active_block() == Range{2, 4});
+                CHECK(context.live() == Range{0, 6});
                 CHECK(std::vector<std::int32_t>(context.shape.positions.begin(),
                                                 context.shape.positions.end()) == positions);
                 plan.recompute(context.live());
@@ -407,7 +407,7 @@ TEST_CASE("StepPlanner: a policy sees everything that the caller and the cache k
 
 TEST_CASE("StepPlanner: without a block the response is the active block", "[step_planner]") {
   StepPlanner planner = started(keeping_all([](const StepContext& context, StepPlan& plan) {
-    CHECK(context.active_block() == Rows{2, 6});
+    CHECK(context.active_block() == Range{2, 6});
     plan.recompute({0, 6});
   }));
   planner.begin_step({});
@@ -485,7 +485,7 @@ TEST_CASE("StepPlanner: every plan that cannot be carried out is refused with po
                  plan.cached_layers = {2, 1};
                }),
                Contains("scripted: cached_layers must lie in [0, 2), got [2, 1)"));
-  REQUIRE_THAT(plan_refusal([](C, StepPlan& plan) { plan.rows[3] = static_cast<Treatment>(4); }),
+  REQUIRE_THAT(plan_refusal([](C, StepPlan& plan) { plan.rows[3] = static_cast<RowAction>(4); }),
                Contains("scripted: row 3 has no known treatment"));
   REQUIRE_THAT(plan_refusal([](C, StepPlan& plan) {
                  plan.verify({1, 4}, 4);
@@ -554,10 +554,10 @@ TEST_CASE("StepPlanner: with attention blocks only rows up to the active block's
   const SequenceShape shape{
       .prompt = 3, .response = 7, .attention_block = 4, .attention_phase = 2};  // 2, 6, 10
   StepPlanner planner(NoCache{}, shape, 1);
-  const auto live = [&](Rows block) {
-    const Treatments& rows = planner.begin_step({.block = block}).rows;
+  const auto live = [&](Range block) {
+    const RowActions& rows = planner.begin_step({.block = block}).rows;
     const auto count = std::count(rows.begin(), rows.end(), R);
-    REQUIRE(std::all_of(rows.begin(), rows.begin() + count, [](Treatment t) { return t == R; }));
+    REQUIRE(std::all_of(rows.begin(), rows.begin() + count, [](RowAction t) { return t == R; }));
     planner.cancel_step();
     return count;
   };
@@ -568,7 +568,8 @@ TEST_CASE("StepPlanner: with attention blocks only rows up to the active block's
   REQUIRE(live({}) == 10);
 }
 
-TEST_CASE("StepPlanner: rows after the live ones may not flow", "[step_planner][refusal]") {
+TEST_CASE("StepPlanner: rows after the live ones may not be in the pass",
+          "[step_planner][refusal]") {
   const SequenceShape shape{.prompt = 2, .response = 4, .attention_block = 2};
   StepPlanner planner = started(keeping_all([](const StepContext&, StepPlan& plan) {
                                   plan.recompute({2, 5});
@@ -577,14 +578,14 @@ TEST_CASE("StepPlanner: rows after the live ones may not flow", "[step_planner][
   REQUIRE_THAT(refused_call([&] {
                  planner.begin_step({.block = {2, 4}});
                }),
-               Contains("scripted: row 4 flows, but lies after the live rows"));
+               Contains("scripted: row 4 is in the pass, but lies after the live rows"));
   REQUIRE_NOTHROW(planner.begin_step({.block = {4, 6}}));
 }
 
 TEST_CASE("StepPlanner: rows that no step has computed are neither reused nor read",
           "[step_planner][refusal]") {
   const SequenceShape shape{.prompt = 2, .response = 4, .attention_block = 2};
-  Rows reused = {}, verified = {}, recomputed = {};
+  Range reused = {}, verified = {}, recomputed = {};
   const auto policy = keeping_all([&](const StepContext&, StepPlan& plan) {
     plan.reuse(reused);
     plan.verify(verified, 0);
@@ -634,12 +635,12 @@ TEST_CASE("StepPlanner: a cancelled step leaves no trace", "[step_planner]") {
   REQUIRE(planner.step() == 0);
   planner.begin_step({});
   planner.commit_step();
-  REQUIRE(planner.begin_step({}).rows == Treatments{A, V, V});
+  REQUIRE(planner.begin_step({}).rows == RowActions{A, V, V});
   planner.cancel_step();
   REQUIRE_FALSE(planner.stale());
   REQUIRE_FALSE(planner.step_open());
   REQUIRE(planner.step() == 1);
-  REQUIRE(planner.begin_step({}).rows == Treatments{A, V, V});
+  REQUIRE(planner.begin_step({}).rows == RowActions{A, V, V});
 }
 
 TEST_CASE("StepPlanner: a dropped step makes the next one a full one and keeps the phase",
@@ -650,18 +651,18 @@ TEST_CASE("StepPlanner: a dropped step makes the next one a full one and keeps t
     planner.begin_step({});
     planner.commit_step();
   }
-  REQUIRE(planner.begin_step({}).rows == Treatments{A, R, R});  // step 4
+  REQUIRE(planner.begin_step({}).rows == RowActions{A, R, R});  // step 4
   planner.drop_step();
   REQUIRE(planner.stale());
   REQUIRE(planner.step() == 4);
   const StepPlan& full = planner.begin_step({});
-  REQUIRE(full.rows == Treatments{R, R, R});
-  REQUIRE(full.cached_layers == Rows{0, 1});
+  REQUIRE(full.rows == RowActions{R, R, R});
+  REQUIRE(full.cached_layers == Range{0, 1});
   planner.commit_step();
   REQUIRE(planner.step() == 5);
-  REQUIRE(planner.begin_step({}).rows == Treatments{A, V, V});  // step 5
+  REQUIRE(planner.begin_step({}).rows == RowActions{A, V, V});  // step 5
   planner.commit_step();
-  REQUIRE(planner.begin_step({}).rows == Treatments{R, R, R});  // step 6
+  REQUIRE(planner.begin_step({}).rows == RowActions{R, R, R});  // step 6
 }
 
 TEST_CASE("StepPlanner: marked stale, the next step is a full one", "[step_planner]") {
@@ -669,7 +670,7 @@ TEST_CASE("StepPlanner: marked stale, the next step is a full one", "[step_plann
     plan.reuse({0, 6});
   }));
   planner.mark_stale();
-  REQUIRE(planner.begin_step({}).rows == Treatments(6, R));
+  REQUIRE(planner.begin_step({}).rows == RowActions(6, R));
 }
 
 TEST_CASE("StepPlanner: reset begins a new sequence with the same policy", "[step_planner]") {
@@ -681,8 +682,8 @@ TEST_CASE("StepPlanner: reset begins a new sequence with the same policy", "[ste
   planner.reset({.prompt = 2, .response = 3});
   REQUIRE(planner.stale());
   REQUIRE(planner.step() == 0);
-  REQUIRE(planner.traits().stored_updates == Rows{2, 5});
-  REQUIRE(planner.begin_step({}).rows == Treatments(5, R));
+  REQUIRE(planner.traits().stored_deltas == Range{2, 5});
+  REQUIRE(planner.begin_step({}).rows == RowActions(5, R));
 }
 
 TEST_CASE("StepPlanner: a refused reset changes nothing", "[step_planner][refusal]") {
@@ -720,5 +721,5 @@ TEST_CASE("StepPlanner: a policy that throws leaves no trace", "[step_planner]")
   REQUIRE_FALSE(planner.stale());
   REQUIRE(planner.step() == 1);
   fail = false;
-  REQUIRE(planner.begin_step({}).rows == Treatments(6, U));
+  REQUIRE(planner.begin_step({}).rows == RowActions(6, U));
 }

@@ -84,12 +84,12 @@ TEST_CASE("Workspace: when nothing changed, any plan at all equals the plain for
   // Whatever is recomputed, verified, reused or absent, with gaps wherever they fall: features that
   // are still true give the same hidden states, unless a row lands in another row's place.
   RandomNumbers random(seed);
-  const ScriptedPolicy policy{{.name = "dice", .stored_updates = {0, 6}},
+  const ScriptedPolicy policy{{.name = "dice", .stored_deltas = {0, 6}},
                               [&](const StepContext& context, StepPlan& plan) {
                                 Index verified = 0;
-                                for (Treatment& row : plan.rows) {
-                                  row = static_cast<Treatment>(random.below(4));
-                                  if (row == Treatment::Verify) ++verified;
+                                for (RowAction& row : plan.rows) {
+                                  row = static_cast<RowAction>(random.below(4));
+                                  if (row == RowAction::Verify) ++verified;
                                 }
                                 plan.verify_count = random.below(verified + 1);
                                 plan.cached_layers.begin = random.below(2);
@@ -114,12 +114,12 @@ TEST_CASE("Workspace: when nothing changed, any plan at all equals the plain for
     for (int step = 0; step < 200; ++step) {
       CallLog log;
       auto pass = workspace.begin_step(batch, inputs);
-      const auto flowed = run_pass(pass, model, all, &log, step % 2);
+      const auto in_pass = run_pass(pass, model, all, &log, step % 2);
       REQUIRE(log.broken_rule.empty());
       for (std::size_t i = 0; i < 3; ++i) {
         INFO("seed " << seed << ", attention block " << block << ", step " << step << ", sequence "
                      << i);
-        REQUIRE(first_difference(flowed[i], expected[i]) == std::nullopt);
+        REQUIRE(first_difference(in_pass[i], expected[i]) == std::nullopt);
       }
     }
   }
@@ -142,18 +142,18 @@ TEST_CASE("Workspace: the first rows of one sequence do not continue the last ro
                                        model.embed({5, 6, 7, 8, 9, 10, 11, 12})};
   for (int step = 0; step < 2; ++step) {
     auto pass = workspace.begin_step(caches, inputs);
-    const auto flowed = run_pass(pass, model, all);
-    REQUIRE(flowed[1].rows == range(step == 0 ? 0 : 4, 8));
-    REQUIRE(first_difference(flowed[0], plain_forward(model, first.shape(), all[0])) ==
+    const auto in_pass = run_pass(pass, model, all);
+    REQUIRE(in_pass[1].rows == range(step == 0 ? 0 : 4, 8));
+    REQUIRE(first_difference(in_pass[0], plain_forward(model, first.shape(), all[0])) ==
             std::nullopt);
-    REQUIRE(first_difference(flowed[1], plain_forward(model, second.shape(), all[1])) ==
+    REQUIRE(first_difference(in_pass[1], plain_forward(model, second.shape(), all[1])) ==
             std::nullopt);
   }
 }
 
 TEST_CASE("Workspace: verified rows keep their own sums across a gap", "[workspace]") {
   const TinyModel<float> model(1, seed);
-  const ScriptedPolicy policy{{.name = "gap", .stored_updates = {0, 8}},
+  const ScriptedPolicy policy{{.name = "gap", .stored_deltas = {0, 8}},
                               [](const StepContext&, StepPlan& plan) {
                                 plan.verify({2, 8}, 1);
                                 plan.recompute({4, 6});
@@ -179,7 +179,7 @@ TEST_CASE("Workspace: verified rows keep their own sums across a gap", "[workspa
 TEST_CASE("Workspace: sequences of a batch pass their own inputs to their policies",
           "[workspace]") {
   const TinyModel<float> model(1, seed);
-  std::vector<Rows> seen;
+  std::vector<Range> seen;
   const ScriptedPolicy policy{{.name = "looking"}, [&](const StepContext& context, StepPlan& plan) {
                                 seen.push_back(context.block);
                                 plan.recompute(context.live());
@@ -193,14 +193,14 @@ TEST_CASE("Workspace: sequences of a batch pass their own inputs to their polici
     auto pass = workspace.begin_step(caches, inputs);
     run_pass(pass, model, {model.embed({1, 2}), model.embed({3, 4, 5})});
   }
-  REQUIRE(seen == std::vector<Rows>{{0, 1}, {1, 3}});
+  REQUIRE(seen == std::vector<Range>{{0, 1}, {1, 3}});
 }
 
 TEST_CASE("Workspace: exactly the planned rows are computed in every layer and step",
           "[workspace][counts]") {
   const TinyModel<float> model(3, seed);
   const SequenceShape shape{.prompt = 5, .response = 8, .prediction_shift = 1};
-  // K_p 4, K_r 3, ratio 0.25: 2 of 8 rows selected; the last prompt row flows always.
+  // K_p 4, K_r 3, ratio 0.25: 2 of 8 rows selected; the last prompt row is in the pass always.
   const LayerRows both{13, 13, 13}, response{8, 8, 8}, selected{8, 2, 2}, none{0, 0, 0};
   const LayerRows row_and_response{9, 9, 9}, prompt_and_selected{13, 7, 7};
   struct Case {
@@ -234,13 +234,13 @@ TEST_CASE("Workspace: exactly the planned rows are computed in every layer and s
       INFO("K_p " << c.policy.prompt_interval << ", ratio " << c.policy.ratio << ", first layer "
                   << c.policy.refresh_first_layer << ", step " << step);
       CallLog log;
-      const auto flowed = run_step(workspace, cache, model, model.embed(tokens), {}, &log);
+      const auto in_pass = run_step(workspace, cache, model, model.embed(tokens), {}, &log);
       REQUIRE(log.layers == c.steps[step]);
       REQUIRE(log.broken_rule.empty());
-      counts.flow += static_cast<Index>(flowed.rows.size());
+      counts.rows += static_cast<Index>(in_pass.rows.size());
       for (const LayerRows& rows : c.steps[step]) {
-        counts.value += rows.value;
-        counts.update += rows.update;
+        counts.values += rows.value;
+        counts.recomputed += rows.delta;
       }
       REQUIRE(cache.counts() == counts);
       commit_tokens(tokens, shape, random);
@@ -291,13 +291,15 @@ TEST_CASE("Workspace: the counts of a batch are those of its sequences", "[works
   }
   // First 13, 19 and 3 rows in 3 layers. Then layer 0 takes 8, 18 and 3; the others verify 8 and
   // 17, select 2 and 8, and the third sequence recomputes all.
-  REQUIRE(caches[0].counts() == RowCounts{.flow = 21, .value = 39 + 24, .update = 39 + 8 + 2 * 2});
+  REQUIRE(caches[0].counts() ==
+          RowCounts{.rows = 21, .values = 39 + 24, .recomputed = 39 + 8 + 2 * 2});
   REQUIRE(caches[1].counts() ==
-          RowCounts{.flow = 37, .value = 57 + 18 + 34, .update = 57 + 18 + 2 * 8});
-  REQUIRE(caches[2].counts() == RowCounts{.flow = 6, .value = 18, .update = 18});
+          RowCounts{.rows = 37, .values = 57 + 18 + 34, .recomputed = 57 + 18 + 2 * 8});
+  REQUIRE(caches[2].counts() == RowCounts{.rows = 6, .values = 18, .recomputed = 18});
 }
 
-TEST_CASE("Pass: says which rows flow, where they lie and what became of them", "[workspace]") {
+TEST_CASE("Pass: says which rows are in the pass, where they lie and what became of them",
+          "[workspace]") {
   Trio trio;
   auto first = trio.cache(0), second = trio.cache(1);
   const std::vector<FeatureCache<float>*> caches{&first, &second};
@@ -313,13 +315,13 @@ TEST_CASE("Pass: says which rows flow, where they lie and what became of them", 
       return std::vector<Index>(pass.rows(i).begin(), pass.rows(i).end());
     };
     if (step == 0) {
-      REQUIRE(pass.flow() == 13 + 19);
+      REQUIRE(pass.row_count() == 13 + 19);
       REQUIRE(rows(0) == range(0, 13));
-      REQUIRE(pass.packed(1) == Rows{13, 32});
+      REQUIRE(pass.packed(1) == Range{13, 32});
     } else {
-      REQUIRE(pass.flow() == 8 + 18);
-      REQUIRE(pass.packed(0) == Rows{0, 8});
-      REQUIRE(pass.packed(1) == Rows{8, 26});
+      REQUIRE(pass.row_count() == 8 + 18);
+      REQUIRE(pass.packed(0) == Range{0, 8});
+      REQUIRE(pass.packed(1) == Range{8, 26});
       REQUIRE(rows(0) == range(5, 13));
       REQUIRE(rows(1) == range(1, 19));
       REQUIRE(pass.find(5, 0) == 0);
@@ -416,7 +418,7 @@ TEST_CASE("Workspace: a second open pass is refused, in one workspace or two",
                Contains("begin_step() while a step is open"));
   REQUIRE_FALSE(second.planner().step_open());
   REQUIRE(first.planner().step_open());
-  REQUIRE(pass.flow() == 13);
+  REQUIRE(pass.row_count() == 13);
   REQUIRE_NOTHROW(static_cast<void>(other.begin_step(second)));
 }
 
@@ -498,7 +500,7 @@ TEST_CASE("Workspace: a plan refused in a batch touches none of its caches",
 TEST_CASE("Workspace: a policy that throws leaves the cache unchanged", "[workspace]") {
   Trio trio;
   bool fail = false;
-  trio.policies[0] = ScriptedPolicy{{.name = "moody", .stored_updates = {5, 13}},
+  trio.policies[0] = ScriptedPolicy{{.name = "moody", .stored_deltas = {5, 13}},
                                     [&](const StepContext& context, StepPlan& plan) {
                                       if (fail) throw CallbackError();
                                       plan.verify(context.response(), 2);
@@ -545,18 +547,18 @@ TEST_CASE("Workspace: after a callback throws anywhere the next step is a plain 
           REQUIRE_THROWS_AS(run_pass(pass, trio.model, {x}, &log), CallbackError);
           REQUIRE_FALSE(pass.open());
           auto rows = x;
-          rows.rows = pass.flow();
+          rows.rows = pass.row_count();
           REQUIRE_THAT(refused_call([&] { pass.layer(trio.model.layer(0), rows.view()); }),
                        Contains("when the pass has ended"));
           REQUIRE(cache.stale());
           REQUIRE(cache.step() == step);
           REQUIRE(cache.counts() == counts);
         }
-        const auto flowed = run_step(trio.workspace, cache, trio.model, x);
-        REQUIRE(first_difference(flowed, expected.step(x, step == broken_step)) == std::nullopt);
+        const auto in_pass = run_step(trio.workspace, cache, trio.model, x);
+        REQUIRE(first_difference(in_pass, expected.step(x, step == broken_step)) == std::nullopt);
         if (step == broken_step) {
-          REQUIRE(flowed.rows == range(0, shape.rows()));
-          REQUIRE(first_difference(flowed, plain_forward(trio.model, shape, x)) == std::nullopt);
+          REQUIRE(in_pass.rows == range(0, shape.rows()));
+          REQUIRE(first_difference(in_pass, plain_forward(trio.model, shape, x)) == std::nullopt);
         }
         commit_tokens(tokens, shape, random);
       }
@@ -579,7 +581,7 @@ TEST_CASE("Workspace: a pass dropped between layers leaves its cache stale", "[w
       auto pass = trio.workspace.begin_step(cache);
       auto moved = std::move(pass);  // the moved-from pass must not end the step
       auto rows = x;
-      rows.rows = moved.flow();
+      rows.rows = moved.row_count();
       for (Index layer = 0; layer < done; ++layer)
         moved.layer(trio.model.layer(layer), rows.view());
       REQUIRE(moved.layers_done() == done);
@@ -589,9 +591,9 @@ TEST_CASE("Workspace: a pass dropped between layers leaves its cache stale", "[w
     }
     REQUIRE(cache.stale());
     REQUIRE(cache.step() == 1);
-    const auto flowed = run_step(trio.workspace, cache, trio.model, x);
-    REQUIRE(flowed.rows == range(0, 13));
-    REQUIRE(first_difference(flowed, plain_forward(trio.model, shape, x)) == std::nullopt);
+    const auto in_pass = run_step(trio.workspace, cache, trio.model, x);
+    REQUIRE(in_pass.rows == range(0, 13));
+    REQUIRE(first_difference(in_pass, plain_forward(trio.model, shape, x)) == std::nullopt);
     REQUIRE(run_step(trio.workspace, cache, trio.model, x).rows == range(5, 13));
   }
 }
@@ -685,7 +687,7 @@ TEST_CASE("Workspace: a layer may be made of three lambdas", "[workspace]") {
     const TinyLayer<float> tiny = model.layer(number);
     auto layer = make_layer([=](auto a, auto v) { tiny.value(a, v); },
                             [=](auto a, auto p, auto q, auto k) { tiny.query_key(a, p, q, k); },
-                            [=](auto a, auto q, auto s, auto u) { tiny.update(a, q, s, u); });
+                            [=](auto a, auto q, auto s, auto u) { tiny.delta(a, q, s, u); });
     pass.layer(layer, x.view());
   }
   REQUIRE(x.data == expected.data);

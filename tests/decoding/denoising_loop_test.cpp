@@ -106,7 +106,7 @@ TEST_CASE("DenoisingLoop: without a cache a run is LLaDA's loop over plain forwa
       REQUIRE(record.tokens[static_cast<std::size_t>(step)] == tokens);
     }
     REQUIRE(record.tokens.size() == 6);
-    REQUIRE(record.counts == RowCounts{.flow = 72, .value = 144, .update = 144, .head = 12});
+    REQUIRE(record.counts == DecodingCounts{{.rows = 72, .values = 144, .recomputed = 144}, 12});
   }
 }
 
@@ -124,7 +124,7 @@ TEST_CASE("DenoisingLoop: sequences of every kind in one batch are what they are
     loop.run([&](const StepReport& report) { recorder(report); });
     REQUIRE(loop.finished());
     REQUIRE(model.log.broken_rule.empty());
-    RowCounts sum;
+    DecodingCounts sum;
     std::set<Index> lengths;
     for (std::size_t i = 0; i < jobs.size(); ++i) {
       INFO("sequence " << i);
@@ -135,15 +135,15 @@ TEST_CASE("DenoisingLoop: sequences of every kind in one batch are what they are
     }
     REQUIRE(lengths.size() > 4);  // so sequences left at many different times
     // What the loop says it did is what the model was asked to do.
-    REQUIRE(sum.flow == model.embedded_rows);
-    REQUIRE(sum.head == model.head_rows);
+    REQUIRE(sum.rows == model.embedded_rows);
+    REQUIRE(sum.logits == model.head_rows);
     LayerRows asked;
     for (const LayerRows& rows : model.log.layers) {
       asked.value += rows.value;
       asked.query_key += rows.query_key;
-      asked.update += rows.update;
+      asked.delta += rows.delta;
     }
-    REQUIRE(asked == LayerRows{sum.value, sum.update, sum.update});
+    REQUIRE(asked == LayerRows{sum.values, sum.recomputed, sum.recomputed});
     REQUIRE(model.embeds == *lengths.rbegin());  // one forward a step, whoever takes part
   }
 }
@@ -205,7 +205,7 @@ TEST_CASE("DenoisingLoop: a finished sequence leaves the batch", "[denoising_loo
   }
   CHECK(rows == std::vector<Index>{5 + 2 + 5, 5 + 5, 5});
   CHECK(reports == std::vector<Index>{0, 1, 2, 0, 2, 0});
-  CHECK(loop.counts(1) == RowCounts{.flow = 2, .value = 2, .update = 2, .head = 1});
+  CHECK(loop.counts(1) == DecodingCounts{{.rows = 2, .values = 2, .recomputed = 2}, 1});
   CHECK_FALSE(loop.step());
   CHECK(model.embeds == 3);
 }
@@ -339,7 +339,7 @@ TEST_CASE("DenoisingLoop: a response of one row takes one step and one forward",
     CHECK(record.tokens.size() == 1);
     CHECK(record.tokens[0].front() == 3);
     CHECK(record.tokens[0].back() != mask);
-    CHECK(record.counts == RowCounts{.flow = 2, .value = 4, .update = 4, .head = 1});
+    CHECK(record.counts == DecodingCounts{{.rows = 2, .values = 4, .recomputed = 4}, 1});
   }
 }
 
@@ -374,7 +374,7 @@ TEST_CASE("DenoisingLoop: a report says what the step committed", "[denoising_lo
   loop.run([&](const StepReport& report) {
     CHECK(report.id == 0);
     CHECK(report.step == step++);
-    CHECK(report.block == Rows{3, 10});
+    CHECK(report.block == Range{3, 10});
     CHECK(report.prompt_rows == 3);
     CHECK(report.committed == (report.step == 0 ? 3 : 2));
     CHECK(report.predictions.size() == static_cast<std::size_t>(masked_rows(before)));
@@ -738,8 +738,8 @@ TEST_CASE("DenoisingLoop: guidance adds the scaled residual, refreshed on its ow
         tokens = record.tokens[static_cast<std::size_t>(step)];
       }
       REQUIRE(record.forwards == 12 + due_steps);
-      REQUIRE(record.counts.flow == 15 * (12 + due_steps));
-      REQUIRE(record.counts.head == head);
+      REQUIRE(record.counts.rows == 15 * (12 + due_steps));
+      REQUIRE(record.counts.logits == head);
       REQUIRE(masked_rows(tokens) == 0);
     }
 }
@@ -749,7 +749,7 @@ TEST_CASE("DenoisingLoop: policies are told what changed since their own last fo
   // With guidance the unconditional run forwards more rarely: its counters and changes are its own.
   struct Seen {
     Index step, block_step;
-    Rows block;
+    Range block;
     std::vector<std::uint8_t> masked, changed;
     std::vector<std::uint16_t> unchanged_steps;
   };
@@ -775,7 +775,7 @@ TEST_CASE("DenoisingLoop: policies are told what changed since their own last fo
     // forward in which its token was first new.
     struct Run {
       Index step = 0, block_step = 0;
-      Rows block;
+      Range block;
       Tokens last;
       std::map<Index, Index> new_at;
     };
@@ -784,7 +784,7 @@ TEST_CASE("DenoisingLoop: policies are told what changed since their own last fo
     for (Index step = 0; step < 16; ++step) {
       const SequenceState& state = loop.sequence(0);
       const Tokens tokens(state.tokens().begin(), state.tokens().end());
-      const Rows block = state.block();
+      const Range block = state.block();
       const std::size_t first = seen.size();
       loop.step([&](const StepReport& report) {
         any_mask_committed = any_mask_committed || report.predictions[0].token == mask;

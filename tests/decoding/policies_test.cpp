@@ -54,7 +54,7 @@ TEST_CASE("Policies: each published cache gives what its definition gives, bit f
         Model model(seed, 2, shift);
         const PlainRun expected = run_plainly(model, *pair.plain, all[i]);
         const PlainRun got = run_in_loop(model, pair.policy, all[i]);
-        REQUIRE(got.flowed == expected.flowed);
+        REQUIRE(got.in_pass == expected.in_pass);
         REQUIRE(got.tokens == expected.tokens);
         REQUIRE(got.logits == expected.logits);
         REQUIRE(model.log.broken_rule.empty());
@@ -76,7 +76,7 @@ TEST_CASE("Policies: the caches differ from each other and from no cache at all"
     for (std::size_t i = 0; i < runs.size(); ++i)
       for (std::size_t j = 0; j < i; ++j) {
         CAPTURE(shift, i, j);
-        CHECK(runs[i].flowed != runs[j].flowed);
+        CHECK(runs[i].in_pass != runs[j].in_pass);
         CHECK(runs[i].logits != runs[j].logits);
       }
   }
@@ -91,7 +91,7 @@ TEST_CASE("Policies: a cache that is always due is no cache", "[policies]") {
         const PlainRun run = run_in_loop(model, policy, task);
         CAPTURE(shift, task.prompt.size(), task.response,
                 std::string(policy.traits({.prompt = 1, .response = 1}).name));
-        CHECK(run.flowed == plain.flowed);
+        CHECK(run.in_pass == plain.in_pass);
         CHECK(run.tokens == plain.tokens);
         CHECK(run.logits == plain.logits);
       };
@@ -114,8 +114,9 @@ TEST_CASE("Policies: a cache that is always due is no cache", "[policies]") {
   }
 }
 
-TEST_CASE("Policies: whoever keeps nothing but keys and values recomputes every row that flows",
-          "[policies]") {
+TEST_CASE(
+    "Policies: whoever keeps nothing but keys and values recomputes every row that is in the pass",
+    "[policies]") {
   for (const Index shift : {0, 1})
     for (CachePair& pair : published_caches(shift)) {
       CAPTURE(shift, pair.what);
@@ -123,9 +124,9 @@ TEST_CASE("Policies: whoever keeps nothing but keys and values recomputes every 
       DenoisingLoop<Model> loop(model);
       loop.add(std::vector<std::int32_t>{1, 2, 3}, {.response = 8, .block_length = 4}, pair.policy);
       loop.run();
-      const RowCounts counts = loop.counts(0);
-      CHECK(counts.value == 3 * counts.flow);
-      CHECK(counts.update == 3 * counts.flow);
+      const DecodingCounts counts = loop.counts(0);
+      CHECK(counts.values == 3 * counts.rows);
+      CHECK(counts.recomputed == 3 * counts.rows);
       CHECK(loop.cache_bytes(0) == 3 * 2 * 11 * model.shape().kv_width * 4);
     }
 }
@@ -162,20 +163,19 @@ TEST_CASE("Policies: each names itself and what it needs to be told", "[policies
     CHECK(traits_of(one.policy, {.prompt = 5, .response = 4, .prediction_shift = 1}).needs_block ==
           shifted_block);
     CHECK(traits.keeps_features == (traits.name != "none"));
-    if (traits.name != "dllm-cache") CHECK(traits.stored_updates.empty());
+    if (traits.name != "dllm-cache") CHECK(traits.stored_deltas.empty());
   }
 }
 
 TEST_CASE("Policies: dLLM-Cache stores the updates that it may reuse, and no others",
           "[policies]") {
   const auto stored = [](const DllmCachePolicy& policy, Index shift) {
-    return traits_of(policy, {.prompt = 5, .response = 4, .prediction_shift = shift})
-        .stored_updates;
+    return traits_of(policy, {.prompt = 5, .response = 4, .prediction_shift = shift}).stored_deltas;
   };
-  CHECK(stored({}, 0) == Rows{5, 9});
-  CHECK(stored({}, 1) == Rows{4, 9});  // the last prompt row flows at every step
-  CHECK(stored({.prompt_interval = 1}, 1) == Rows{5, 9});
-  CHECK(stored({.response_interval = 1}, 1) == Rows{4, 5});
+  CHECK(stored({}, 0) == Range{5, 9});
+  CHECK(stored({}, 1) == Range{4, 9});  // the last prompt row is in the pass at every step
+  CHECK(stored({.prompt_interval = 1}, 1) == Range{5, 9});
+  CHECK(stored({.response_interval = 1}, 1) == Range{4, 5});
   CHECK(stored({.response_interval = 1}, 0).empty());
   CHECK(stored({.prompt_interval = 1, .response_interval = 1}, 1).empty());
 }
@@ -233,7 +233,7 @@ TEST_CASE("Policies: a step without what the policy needs is refused by name",
                                   AnyPolicy(FreeCachePolicy{}), AnyPolicy(VicinityPolicy{})})
     CHECK(message(policy, {}) == "StepInput: block must be given, policy " +
                                      std::string(policy.traits(shape).name) + " needs it");
-  const Rows block{2, 5};
+  const Range block{2, 5};
   CHECK(message(DkvDecodePolicy{}, {}) == "StepInput: block must be given, policy dkv needs it");
   CHECK(message(DkvDecodePolicy{}, {.block = block}) ==
         "StepInput: masked must be given, policy dkv needs it");

@@ -23,7 +23,7 @@ constexpr double tolerance = 1e-12;  // sums of at most 100 doubles, and the exp
 
 // What the two references do, said plainly: probabilities are cut and divided again after each
 // step, noise is multiplied on in the form in which LLaDA writes it.
-Prediction naive(std::vector<float> logits, const PredictionRule& rule, const RandomKey& key) {
+Prediction naive(std::vector<float> logits, const SamplingRule& rule, const RandomKey& key) {
   using Real = long double;
   const std::size_t size = logits.size();
   if (rule.excluded_token >= 0 && rule.excluded_token < static_cast<std::int32_t>(size))
@@ -110,19 +110,19 @@ void check_equal(const Prediction& got, const Prediction& want) {
   CHECK(got.entropy == Approx(want.entropy).epsilon(tolerance).margin(tolerance));
 }
 
-Prediction predict(const std::vector<float>& logits, const PredictionRule& rule = {},
-                   const RandomKey& key = {}) {
-  Predictor predictor;
-  return predictor.predict(3, logits, rule, key);
+Prediction sample(const std::vector<float>& logits, const SamplingRule& rule = {},
+                  const RandomKey& key = {}) {
+  Sampler sampler;
+  return sampler.sample(3, logits, rule, key);
 }
 
 // Frequencies of the tokens drawn over many steps.
-std::vector<double> frequencies(const std::vector<float>& logits, const PredictionRule& rule) {
+std::vector<double> frequencies(const std::vector<float>& logits, const SamplingRule& rule) {
   constexpr int draws = 20000;
-  Predictor predictor;
+  Sampler sampler;
   std::vector<double> found(logits.size(), 0.0);
   for (std::uint64_t step = 0; step < draws; ++step)
-    found[static_cast<std::size_t>(predictor.predict(0, logits, rule, {.step = step}).token)] +=
+    found[static_cast<std::size_t>(sampler.sample(0, logits, rule, {.step = step}).token)] +=
         1.0 / draws;
   return found;
 }
@@ -132,11 +132,11 @@ constexpr Confidence all_confidences[] = {Confidence::Probability, Confidence::M
 
 }  // namespace
 
-TEST_CASE("Predictor: every rule equals a plain computation, for vocabularies of any size",
-          "[predictor][property]") {
+TEST_CASE("Sampler: every rule equals a plain computation, for vocabularies of any size",
+          "[sampler][property]") {
   constexpr std::uint64_t seed = 31;
   RandomNumbers random(seed);
-  Predictor predictor;  // one for all, as the loop has it: nothing is left over
+  Sampler sampler;  // one for all, as the loop has it: nothing is left over
   Index compared = 0;
   for (const Index vocabulary : {1, 2, 3, 5, 17, 96})
     for (int repeat = 0; repeat < 60; ++repeat) {
@@ -146,12 +146,11 @@ TEST_CASE("Predictor: every rule equals a plain computation, for vocabularies of
         logits[1] = -infinite;
         logits[0] = logits[2];
       }
-      PredictionRule rule{
-          .sampling = repeat % 2 == 0 ? Sampling::GumbelNoise : Sampling::Categorical,
-          .confidence = all_confidences[random.below(4)],
-          .temperature = repeat % 4 < 2 ? 0.0 : 0.3 + random.signed_unit() * 0.25,
-          .top_p = repeat % 6 < 3 ? 1.0 : 0.5 + random.signed_unit() * 0.45,
-          .top_k = repeat % 7 < 4 ? 0 : 1 + random.below(vocabulary + 2)};
+      SamplingRule rule{.sampling = repeat % 2 == 0 ? Sampling::GumbelNoise : Sampling::Categorical,
+                        .confidence = all_confidences[random.below(4)],
+                        .temperature = repeat % 4 < 2 ? 0.0 : 0.3 + random.signed_unit() * 0.25,
+                        .top_p = repeat % 6 < 3 ? 1.0 : 0.5 + random.signed_unit() * 0.45,
+                        .top_k = repeat % 7 < 4 ? 0 : 1 + random.below(vocabulary + 2)};
       if (repeat % 9 == 0 && vocabulary > 1)
         rule.excluded_token = static_cast<std::int32_t>(random.below(vocabulary));
       const RandomKey key{random.next(), 1, 2, 3};
@@ -160,44 +159,43 @@ TEST_CASE("Predictor: every rule equals a plain computation, for vocabularies of
                    << static_cast<int>(rule.confidence) << ", temperature " << rule.temperature
                    << ", top_p " << rule.top_p << ", top_k " << rule.top_k << ", excluded "
                    << rule.excluded_token);
-      check_equal(predictor.predict(3, logits, rule, key), naive(logits, rule, key));
+      check_equal(sampler.sample(3, logits, rule, key), naive(logits, rule, key));
       ++compared;
     }
   REQUIRE(compared == 360);
 }
 
-TEST_CASE("Predictor: confidences of a row known by heart", "[predictor]") {
+TEST_CASE("Sampler: confidences of a row known by heart", "[sampler]") {
   // Probabilities 1/2, 1/4, 1/8, 1/8.
   const float l = std::log(2.0F);
   const std::vector<float> logits{l, 3 * l, 2 * l, l};
-  CHECK(predict(logits).token == 1);
-  CHECK(predict(logits).confidence == Approx(0.5).epsilon(1e-6));
-  CHECK(predict(logits).entropy == Approx(1.75 * std::log(2.0)).epsilon(1e-6));
-  CHECK(predict(logits, {.confidence = Confidence::Margin}).confidence ==
+  CHECK(sample(logits).token == 1);
+  CHECK(sample(logits).confidence == Approx(0.5).epsilon(1e-6));
+  CHECK(sample(logits).entropy == Approx(1.75 * std::log(2.0)).epsilon(1e-6));
+  CHECK(sample(logits, {.confidence = Confidence::Margin}).confidence ==
         Approx(0.25).epsilon(1e-6));
-  CHECK(predict(logits, {.confidence = Confidence::NegativeEntropy}).confidence ==
+  CHECK(sample(logits, {.confidence = Confidence::NegativeEntropy}).confidence ==
         Approx(-1.75 * std::log(2.0)).epsilon(1e-6));
 }
 
-TEST_CASE("Predictor: among equal logits the lower token wins, and the margin is 0",
-          "[predictor]") {
+TEST_CASE("Sampler: among equal logits the lower token wins, and the margin is 0", "[sampler]") {
   for (const Sampling sampling : {Sampling::GumbelNoise, Sampling::Categorical}) {
-    const PredictionRule rule{.sampling = sampling, .confidence = Confidence::Margin};
-    CHECK(predict({1, 5, 2, 5, 5}, rule).token == 1);
-    CHECK(predict({1, 5, 2, 5, 5}, rule).confidence == 0.0);
-    CHECK(predict({0, 0}, rule).token == 0);
+    const SamplingRule rule{.sampling = sampling, .confidence = Confidence::Margin};
+    CHECK(sample({1, 5, 2, 5, 5}, rule).token == 1);
+    CHECK(sample({1, 5, 2, 5, 5}, rule).confidence == 0.0);
+    CHECK(sample({0, 0}, rule).token == 0);
   }
 }
 
-TEST_CASE("Predictor: a vocabulary of one token is sure of it", "[predictor]") {
+TEST_CASE("Sampler: a vocabulary of one token is sure of it", "[sampler]") {
   for (const Confidence confidence : all_confidences) {
     if (confidence == Confidence::Random) continue;
     for (const double temperature : {0.0, 1.0}) {
-      const Prediction only = predict({-3.5F}, {.sampling = Sampling::Categorical,
-                                                .confidence = confidence,
-                                                .temperature = temperature,
-                                                .top_p = 0.5,
-                                                .top_k = 1});
+      const Prediction only = sample({-3.5F}, {.sampling = Sampling::Categorical,
+                                               .confidence = confidence,
+                                               .temperature = temperature,
+                                               .top_p = 0.5,
+                                               .top_k = 1});
       CHECK(only.token == 0);
       CHECK(only.confidence ==
             Approx(confidence == Confidence::NegativeEntropy ? 0.0 : 1.0).margin(1e-9));
@@ -206,19 +204,18 @@ TEST_CASE("Predictor: a vocabulary of one token is sure of it", "[predictor]") {
   }
 }
 
-TEST_CASE("Predictor: a random confidence is the row's own number, not the token's",
-          "[predictor]") {
-  const PredictionRule rule{.confidence = Confidence::Random, .temperature = 1.0};
+TEST_CASE("Sampler: a random confidence is the row's own number, not the token's", "[sampler]") {
+  const SamplingRule rule{.confidence = Confidence::Random, .temperature = 1.0};
   const RandomKey key{.seed = 4, .sequence = 3, .step = 2, .row = 1};
-  const Prediction here = predict({1, 2, 3}, rule, key);
+  const Prediction here = sample({1, 2, 3}, rule, key);
   CHECK(here.confidence == RowRandom(key, RandomUse::Confidence).uniform(0));
-  CHECK(here.confidence == predict({9, 1, 1}, rule, key).confidence);
+  CHECK(here.confidence == sample({9, 1, 1}, rule, key).confidence);
   CHECK(here.confidence !=
-        predict({1, 2, 3}, rule, {.seed = 4, .sequence = 3, .step = 2}).confidence);
+        sample({1, 2, 3}, rule, {.seed = 4, .sequence = 3, .step = 2}).confidence);
 }
 
-TEST_CASE("Predictor: Gumbel noise draws from the tempered softmax, confidence stays untempered",
-          "[predictor][property]") {
+TEST_CASE("Sampler: Gumbel noise draws from the tempered softmax, confidence stays untempered",
+          "[sampler][property]") {
   const std::vector<float> logits{1.0F, -0.5F, 0.0F, 2.0F, -infinite};
   for (const double temperature : {0.5, 1.0, 3.0}) {
     CAPTURE(temperature);
@@ -228,7 +225,7 @@ TEST_CASE("Predictor: Gumbel noise draws from the tempered softmax, confidence s
     for (std::size_t i = 0; i < logits.size(); ++i)
       CHECK(found[i] == Approx(std::exp(static_cast<double>(logits[i]) / temperature) / sum)
                             .margin(0.018));  // five standard deviations of 20000 draws
-    const Prediction drawn = predict(logits, {.temperature = temperature}, {.seed = 8});
+    const Prediction drawn = sample(logits, {.temperature = temperature}, {.seed = 8});
     double plain = 0.0;
     for (const float logit : logits) plain += std::exp(static_cast<double>(logit));
     CHECK(drawn.confidence ==
@@ -237,13 +234,13 @@ TEST_CASE("Predictor: Gumbel noise draws from the tempered softmax, confidence s
   }
 }
 
-TEST_CASE("Predictor: a categorical draw has the tempered and cut probabilities",
-          "[predictor][property]") {
+TEST_CASE("Sampler: a categorical draw has the tempered and cut probabilities",
+          "[sampler][property]") {
   // Probabilities at temperature 1/2 of half these logits: 0.4, 0.3, 0.2, 0.1.
   std::vector<float> logits;
   for (const double p : {0.1, 0.4, 0.2, 0.3})
     logits.push_back(0.5F * std::log(static_cast<float>(p)));
-  PredictionRule rule{.sampling = Sampling::Categorical, .temperature = 0.5};
+  SamplingRule rule{.sampling = Sampling::Categorical, .temperature = 0.5};
   const auto check = [&](const std::vector<double>& expected) {
     const auto found = frequencies(logits, rule);
     for (std::size_t i = 0; i < found.size(); ++i) {
@@ -263,10 +260,10 @@ TEST_CASE("Predictor: a categorical draw has the tempered and cut probabilities"
   check({0.0, 1.0, 0.0, 0.0});
 }
 
-TEST_CASE("Predictor: top_k keeps what equals the k-th token, top_p does not", "[predictor]") {
+TEST_CASE("Sampler: top_k keeps what equals the k-th token, top_p does not", "[sampler]") {
   const std::vector<float> logits{0, 1, 0, 0};
   const auto entropy = [&](double top_p, Index top_k) {
-    return predict(logits, {.sampling = Sampling::Categorical, .top_p = top_p, .top_k = top_k})
+    return sample(logits, {.sampling = Sampling::Categorical, .top_p = top_p, .top_k = top_k})
         .entropy;
   };
   CHECK(entropy(1.0, 2) == entropy(1.0, 0));
@@ -279,80 +276,80 @@ TEST_CASE("Predictor: top_k keeps what equals the k-th token, top_p does not", "
         Approx(-first * std::log(first) - (1 - first) * std::log(1 - first)).epsilon(1e-9));
 }
 
-TEST_CASE("Predictor: cuts and tempering are the categorical rule's alone", "[predictor]") {
+TEST_CASE("Sampler: cuts and tempering are the categorical rule's alone", "[sampler]") {
   const std::vector<float> logits{0, 1, 0.5F, 0};
-  const Prediction plain = predict(logits);
-  const Prediction cut = predict(logits, {.top_p = 0.1, .top_k = 1});
+  const Prediction plain = sample(logits);
+  const Prediction cut = sample(logits, {.top_p = 0.1, .top_k = 1});
   CHECK(cut.confidence == plain.confidence);
   CHECK(cut.entropy == plain.entropy);
 }
 
-TEST_CASE("Predictor: an excluded token is never predicted and counts for nothing", "[predictor]") {
+TEST_CASE("Sampler: an excluded token is never predicted and counts for nothing", "[sampler]") {
   const std::vector<float> logits{9, 1, 1.5F};
   for (const double temperature : {0.0, 5.0})
     for (std::uint64_t step = 0; step < 50; ++step)
-      CHECK(predict(logits, {.temperature = temperature, .excluded_token = 0}, {.step = step})
-                .token != 0);
-  const Prediction left = predict(logits, {.excluded_token = 0});
+      CHECK(
+          sample(logits, {.temperature = temperature, .excluded_token = 0}, {.step = step}).token !=
+          0);
+  const Prediction left = sample(logits, {.excluded_token = 0});
   CHECK(left.token == 2);
   CHECK(left.confidence == Approx(1.0 / (1.0 + std::exp(-0.5))).epsilon(tolerance));
   // A number that names no token excludes none.
-  CHECK(predict(logits, {.excluded_token = 3}).token == 0);
-  CHECK(predict(logits, {.excluded_token = no_token}).token == 0);
+  CHECK(sample(logits, {.excluded_token = 3}).token == 0);
+  CHECK(sample(logits, {.excluded_token = no_token}).token == 0);
 }
 
-TEST_CASE("Predictor: a logit that is no number is never predicted and counts for nothing",
-          "[predictor]") {
+TEST_CASE("Sampler: a logit that is no number is never predicted and counts for nothing",
+          "[sampler]") {
   const std::vector<float> logits{not_a_number, 1, -infinite, 2, -not_a_number};
   for (const Confidence confidence : all_confidences)
-    check_equal(predict(logits, {.confidence = confidence}),
+    check_equal(sample(logits, {.confidence = confidence}),
                 naive({-infinite, 1, -infinite, 2, -infinite}, {.confidence = confidence}, {}));
   for (std::uint64_t step = 0; step < 50; ++step) {
-    const auto token = predict(logits, {.temperature = 9.0}, {.step = step}).token;
+    const auto token = sample(logits, {.temperature = 9.0}, {.step = step}).token;
     CHECK((token == 1 || token == 3));
   }
 }
 
-TEST_CASE("Predictor: logits as far apart as floats can be give finite answers", "[predictor]") {
+TEST_CASE("Sampler: logits as far apart as floats can be give finite answers", "[sampler]") {
   constexpr float most = std::numeric_limits<float>::max();
   for (const Confidence confidence : all_confidences)
     for (const Sampling sampling : {Sampling::GumbelNoise, Sampling::Categorical})
       for (const double temperature : {0.0, 0.01, 1.0}) {
         const Prediction one =
-            predict({-most, most, 0.0F},
-                    {.sampling = sampling, .confidence = confidence, .temperature = temperature});
+            sample({-most, most, 0.0F},
+                   {.sampling = sampling, .confidence = confidence, .temperature = temperature});
         CHECK(one.token == 1);
         CHECK(std::isfinite(one.confidence));
         CHECK(one.entropy == Approx(0.0).margin(1e-9));
       }
 }
 
-TEST_CASE("Predictor: a row without a usable logit is refused by its number",
-          "[predictor][refusal]") {
-  const auto message = [](const std::vector<float>& logits, const PredictionRule& rule = {}) {
-    return exact_refusal<std::runtime_error>([&] { static_cast<void>(predict(logits, rule)); });
+TEST_CASE("Sampler: a row without a usable logit is refused by its number", "[sampler][refusal]") {
+  const auto message = [](const std::vector<float>& logits, const SamplingRule& rule = {}) {
+    return exact_refusal<std::runtime_error>([&] { static_cast<void>(sample(logits, rule)); });
   };
   CHECK_THAT(message({not_a_number, not_a_number}),
-             Contains("Predictor: logits of row 3 hold no number above -infinity"));
+             Contains("Sampler: logits of row 3 hold no number above -infinity"));
   CHECK_THAT(message({-infinite}), Contains("row 3 hold no number above -infinity"));
   CHECK_THAT(message({}), Contains("row 3 hold no number above -infinity"));
   CHECK_THAT(message({1.0F}, {.excluded_token = 0}), Contains("row 3 hold no number"));
-  CHECK_THAT(message({1.0F, infinite}), Contains("Predictor: logits of row 3 hold +infinity"));
-  CHECK(predict({1.0F, infinite}, {.excluded_token = 1}).token == 0);
+  CHECK_THAT(message({1.0F, infinite}), Contains("Sampler: logits of row 3 hold +infinity"));
+  CHECK(sample({1.0F, infinite}, {.excluded_token = 1}).token == 0);
 }
 
-TEST_CASE("Predictor: the same logits give the same bits wherever the memory lies", "[predictor]") {
+TEST_CASE("Sampler: the same logits give the same bits wherever the memory lies", "[sampler]") {
   RandomNumbers random(26);
   for (const Index size : {13, 17, 100}) {
     const auto logits = random.vector<float>(size, 3.0);
     for (const Confidence confidence : all_confidences) {
-      const PredictionRule rule{.confidence = confidence};
-      const Prediction first = predict(logits, rule);
+      const SamplingRule rule{.confidence = confidence};
+      const Prediction first = sample(logits, rule);
       std::vector<std::vector<char>> between;  // moves what is allocated next by 16 bytes a time
       for (std::size_t i = 1; i <= 16; ++i) {
         between.emplace_back(16 * i);
-        Predictor predictor;
-        const Prediction again = predictor.predict(3, logits, rule, {});
+        Sampler sampler;
+        const Prediction again = sampler.sample(3, logits, rule, {});
         between.emplace_back(8 * i);
         CHECK(again.confidence == first.confidence);
         CHECK(again.entropy == first.entropy);

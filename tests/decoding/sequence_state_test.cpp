@@ -63,7 +63,7 @@ TEST_CASE("SequenceState: begins with the prompt and masks", "[sequence_state]")
         std::vector<int>{0, 0, 0, 1, 1, 1, 1});
   CHECK(state.prompt_rows() == 3);
   CHECK(state.step() == 0);
-  CHECK(state.block() == Rows{3, 5});
+  CHECK(state.block() == Range{3, 5});
   CHECK(state.block_progress().steps == 2);
   CHECK(state.block_progress().first_masked == 2);
   CHECK_FALSE(state.finished());
@@ -81,7 +81,7 @@ TEST_CASE("SequenceState: a mask in the prompt is a token like any other", "[seq
 
 TEST_CASE("SequenceState: an empty prompt is a prompt", "[sequence_state]") {
   SequenceState state = state_of({.response = 2}, {});
-  CHECK(state.block() == Rows{0, 2});
+  CHECK(state.block() == Range{0, 2});
   CHECK(step(state) == std::vector<Index>{1});
   CHECK(step(state) == std::vector<Index>{0});
   CHECK(state.finished());
@@ -120,15 +120,15 @@ TEST_CASE("SequenceState: blocks are decoded one after the other, each with its 
           "[sequence_state]") {
   SequenceState state = state_of({.response = 9, .block_length = 3, .steps = 6}, {1});
   std::vector<std::vector<Index>> committed;
-  std::vector<Rows> blocks;
+  std::vector<Range> blocks;
   while (!state.finished()) {
     blocks.push_back(state.block());
     CHECK(state.block_progress().step == static_cast<Index>(committed.size() % 2));
     committed.push_back(step(state));
   }
-  CHECK(blocks == std::vector<Rows>{{1, 4}, {1, 4}, {4, 7}, {4, 7}, {7, 10}, {7, 10}});
+  CHECK(blocks == std::vector<Range>{{1, 4}, {1, 4}, {4, 7}, {4, 7}, {7, 10}, {7, 10}});
   CHECK(committed == std::vector<std::vector<Index>>{{3, 2}, {1}, {6, 5}, {4}, {9, 8}, {7}});
-  CHECK(state.block() == Rows{7, 10});  // stays at the last
+  CHECK(state.block() == Range{7, 10});  // stays at the last
 }
 
 TEST_CASE("SequenceState: one block as long as the response equals none named",
@@ -173,9 +173,9 @@ TEST_CASE("SequenceState: rows that an earlier counted block left masked stay ca
   // The model predicts the mask for row 4, so it stays masked though it was committed.
   CHECK(step(state, special.mask) == std::vector<Index>{4});
   CHECK(state.masked()[4] == 1);
-  CHECK(state.block() == Rows{3, 5});
+  CHECK(state.block() == Range{3, 5});
   step(state, 5);
-  CHECK(state.block() == Rows{5, 7});
+  CHECK(state.block() == Range{5, 7});
   CHECK(state.block_progress().first_masked == 2);
   CHECK((state.is_candidate(3) != state.is_candidate(4)));
   // The schedule of the second block counts its own rows, but may spend them on the old one.
@@ -192,7 +192,7 @@ TEST_CASE("SequenceState: Dream's schedule counts all that may still be committe
       state_of({.response = 16, .block_length = 8, .steps = 4, .commit = TimestepCommit{0.5}});
   CHECK(step(state).size() == 2);
   CHECK(step(state).size() == 6);
-  CHECK(state.block() == Rows{11, 19});
+  CHECK(state.block() == Range{11, 19});
   CHECK(step(state).size() == 2);
   CHECK(step(state).size() == 6);
   CHECK(state.finished());
@@ -203,9 +203,9 @@ TEST_CASE("SequenceState: an open-ended rule ends a block when nothing in it is 
   SequenceState state =
       state_of({.response = 6, .block_length = 3, .commit = ThresholdCommit{0.9}});
   CHECK(step(state, 5, [](Index row) { return row == 4 ? 0.5 : 0.95; }).size() == 2);
-  CHECK(state.block() == Rows{3, 6});
+  CHECK(state.block() == Range{3, 6});
   CHECK(step(state, 5, [](Index) { return 0.1; }).size() == 1);
-  CHECK(state.block() == Rows{6, 9});
+  CHECK(state.block() == Range{6, 9});
   CHECK(step(state, 5, [](Index) { return 1.0; }).size() == 3);
   CHECK(state.finished());
   CHECK(state.step() == 3);
@@ -225,7 +225,7 @@ TEST_CASE("SequenceState: a counted schedule keeps a predicted mask and ends in 
     SequenceState state = state_of({.response = 4, .block_length = 2, .commit = rule});
     Index steps = 0;
     for (; !state.finished(); ++steps) {
-      CHECK(state.prediction_rule().excluded_token == no_token);
+      CHECK(state.sampling_rule().excluded_token == no_token);
       step(state, special.mask);
     }
     CHECK(steps == 4);
@@ -237,13 +237,13 @@ TEST_CASE("SequenceState: a counted schedule keeps a predicted mask and ends in 
 TEST_CASE("SequenceState: an open-ended rule excludes the mask after a step that found nothing",
           "[sequence_state]") {
   SequenceState state = state_of({.response = 3, .commit = FixedCommit{2}});
-  CHECK(state.prediction_rule().excluded_token == no_token);
+  CHECK(state.sampling_rule().excluded_token == no_token);
   CHECK(step(state, special.mask).size() == 2);
-  CHECK(state.prediction_rule().excluded_token == special.mask);
+  CHECK(state.sampling_rule().excluded_token == special.mask);
   CHECK(step(state, 5).size() == 2);
-  CHECK(state.prediction_rule().excluded_token == no_token);  // allowed again
+  CHECK(state.sampling_rule().excluded_token == no_token);  // allowed again
   CHECK(step(state, special.mask).size() == 1);
-  CHECK(state.prediction_rule().excluded_token == special.mask);
+  CHECK(state.sampling_rule().excluded_token == special.mask);
   CHECK_FALSE(state.finished());
   CHECK(step(state, 5).size() == 1);
   CHECK(state.finished());
@@ -255,7 +255,7 @@ TEST_CASE("SequenceState: one token found among masks keeps the mask allowed", "
   state.predictions() = {{.row = 3, .token = special.mask, .confidence = 0.9},
                          {.row = 4, .token = 5, .confidence = 0.8}};
   CHECK(state.commit() == 2);
-  CHECK(state.prediction_rule().excluded_token == no_token);
+  CHECK(state.sampling_rule().excluded_token == no_token);
 }
 
 TEST_CASE("SequenceState: a confidence that is no number comes last, in the order of rows",
@@ -301,7 +301,7 @@ TEST_CASE("SequenceState: asked to stop early, a finished block with end of text
   SequenceState state = state_of({.response = 6, .block_length = 2, .early_stop = true});
   step(state, 5);
   step(state, 5);
-  CHECK(state.block() == Rows{5, 7});
+  CHECK(state.block() == Range{5, 7});
   step(state, special.end_of_text);
   CHECK_FALSE(state.finished());  // the block goes on
   step(state, 5);
@@ -365,7 +365,7 @@ TEST_CASE("SequenceState: predictions are made as the options say", "[sequence_s
                                         .top_p = 0.75,
                                         .top_k = 3,
                                         .confidence = Confidence::Margin});
-  const PredictionRule rule = state.prediction_rule();
+  const SamplingRule rule = state.sampling_rule();
   CHECK(rule.sampling == Sampling::Categorical);
   CHECK(rule.confidence == Confidence::Margin);
   CHECK(rule.temperature == 0.5);

@@ -228,7 +228,7 @@ TEST_CASE("Snapshot: features of a policy that keeps none are refused", "[snapsh
   FeatureCache<float> cache(model.shape(), {.prompt = 1, .response = 2}, NoCache{});
   Bytes bytes;
   cache.save(bytes);
-  const std::size_t tail = 4 * sizeof(Index) + sizeof(std::uint64_t);  // counts and checksum
+  const std::size_t tail = 3 * sizeof(Index) + sizeof(std::uint64_t);  // counts and checksum
   bytes[bytes.size() - tail - 1] = std::byte{1};
   CHECK_THAT(exact_refusal<std::runtime_error>([&] { cache.restore(bytes); }),
              Contains("computed must be 0 for a policy that keeps no features"));
@@ -335,7 +335,7 @@ TEST_CASE("DenoisingLoop: a clone with the same random numbers goes on alike, wi
     CHECK(same == 1);
     CHECK(other == 2);
     CHECK(loop.sequence(other).step() == 5);
-    const RowCounts before = loop.counts(0);
+    const DecodingCounts before = loop.counts(0);
     CHECK(loop.counts(other) == before);
     loop.run();
     CHECK(std::ranges::equal(loop.sequence(0).tokens(), whole.tokens.back()));
@@ -359,7 +359,7 @@ TEST_CASE("DenoisingLoop: a restarted sequence is a fresh one in the same memory
   CHECK(loop.sequence(0).step() == 2);
   loop.restart(0, second.prompt, second.options);
   CHECK(loop.cache(0).keys(0).data == memory);
-  CHECK(loop.counts(0) == RowCounts{});
+  CHECK(loop.counts(0) == DecodingCounts{});
   CHECK(rest_of(loop, 0) == run_alone<Model>(model, second).tokens);
   // With guidance too, and without it again.
   Job guided = second;

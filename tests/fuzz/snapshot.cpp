@@ -141,9 +141,9 @@ void restore_features(Bytes& bytes, const Case& one) {
     Workspace<float> workspace;
     auto pass =
         workspace.begin_step(cache, {.masked = flags, .changed = flags, .unchanged_steps = steps});
-    std::vector<float> x(static_cast<std::size_t>(pass.flow() * model.shape().width), 0.5F);
+    std::vector<float> x(static_cast<std::size_t>(pass.row_count() * model.shape().width), 0.5F);
     for (Index layer = 0; layer < model.shape().layers; ++layer)
-      pass.layer(model.layer(layer), dense_view(x.data(), pass.flow(), model.shape().width));
+      pass.layer(model.layer(layer), dense_view(x.data(), pass.row_count(), model.shape().width));
   } catch (const std::logic_error&) {  // a snapshot may say that no row was computed
     must(!cache.stale(), "a stale cache takes a step");
   }

@@ -49,7 +49,7 @@ float largest_difference(const std::vector<float>& a, const std::vector<float>& 
   return largest;
 }
 
-std::vector<float> rows_of(MatrixView<const float> matrix, Rows rows) {
+std::vector<float> rows_of(MatrixView<const float> matrix, Range rows) {
   std::vector<float> all;
   for (Index row = rows.begin; row < rows.end; ++row)
     all.insert(all.end(), matrix.row(row), matrix.row(row) + matrix.cols);
@@ -206,7 +206,7 @@ TEST_CASE("golden: cached values, keys and updates are the reference's features"
     };
     struct Part {
       std::string name;
-      Rows rows;
+      Range rows;
     };
     for (const Part& part :
          {Part{"prompt", {0, shape.prompt}}, Part{"gen", {shape.prompt, shape.rows()}}}) {
@@ -220,11 +220,11 @@ TEST_CASE("golden: cached values, keys and updates are the reference's features"
                    dense_view(keys.data(), part.rows.size(), model->config.kv_width()), team);
       CHECK(largest_difference(rows_of(cache.keys(layer), part.rows), keys) <= feature_tolerance);
     }
-    std::vector<float> update = expected("gen.attn");
+    std::vector<float> delta = expected("gen.attn");
     const std::vector<float> mlp = expected("gen.mlp");
-    for (std::size_t i = 0; i < update.size(); ++i) update[i] += mlp[i];
-    REQUIRE(cache.stored_updates() == Rows{shape.prompt, shape.rows()});
-    CHECK(largest_difference(rows_of(cache.updates(layer), {0, shape.response}), update) <=
+    for (std::size_t i = 0; i < delta.size(); ++i) delta[i] += mlp[i];
+    REQUIRE(cache.stored_deltas() == Range{shape.prompt, shape.rows()});
+    CHECK(largest_difference(rows_of(cache.deltas(layer), {0, shape.response}), delta) <=
           feature_tolerance);
     ++compared;
   };
@@ -246,12 +246,13 @@ TEST_CASE("golden: no more rows are recomputed than the method needs", "[golden]
     add_all(loop, golden);
     loop.run();
     INFO(name);
-    CHECK(loop.counts(0).update <= rows);
+    CHECK(loop.counts(0).recomputed <= rows);
   }
 }
 
-TEST_CASE("golden: prefix, dual and dKV caches let no more rows flow than their references",
-          "[golden]") {
+TEST_CASE(
+    "golden: prefix, dual and dKV caches let no more rows are in the pass than their references",
+    "[golden]") {
   Index compared = 0;
   for (const std::string& name : all_cases()) {
     const Case golden(name);
@@ -261,7 +262,7 @@ TEST_CASE("golden: prefix, dual and dKV caches let no more rows flow than their 
     add_all(loop, golden);
     loop.run();
     INFO(name);
-    CHECK(loop.counts(0).flow <= golden.reference_rows());
+    CHECK(loop.counts(0).rows <= golden.reference_rows());
     CHECK(loop.forwards(0) <= golden.request.at("forwards").get<Index>());
     ++compared;
   }

@@ -111,8 +111,9 @@ TEST_CASE("dllm-demo: a terminal gets frames, and its cursor back", "[programs]"
 }
 
 TEST_CASE("dllm-demo: without colours it draws in brightness alone", "[programs]") {
-  for (const std::string& wish : {std::string("NO_COLOR=1 ") + question, question + "--no-color"}) {
-    PseudoTerminal terminal("TERM=xterm LC_ALL=C " + wish, 80, 30);
+  for (const std::string& asked :
+       {std::string("NO_COLOR=1 ") + question, question + "--no-color"}) {
+    PseudoTerminal terminal("TERM=xterm LC_ALL=C " + asked, 80, 30);
     CHECK(WEXITSTATUS(terminal.finish()) == 0);
     CHECK(contains(terminal.output(), "\033[?25l"));
     CHECK(contains(terminal.output(), "\033[7m"));
@@ -243,7 +244,7 @@ TEST_CASE("dllm-demo: the comparison names what differs", "[programs]") {
                       .operations = 8e9,
                       .cache_bytes = 0,
                       .seconds = 4.0,
-                      .layers = {.value = 1.0, .query_key = 1.0, .update = 1.0},
+                      .layers = {.value = 1.0, .query_key = 1.0, .delta = 1.0},
                       .decoding_seconds = 0.5};
   RunRecord on = off;
   on.tokens[1] = 7;

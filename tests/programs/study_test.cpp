@@ -39,7 +39,7 @@ struct LastLayerPolicy {
   bool verifies = false;
 
   [[nodiscard]] PolicyTraits traits(const SequenceShape& shape) const {
-    return {.name = "last-layer", .stored_updates = {0, shape.rows()}};
+    return {.name = "last-layer", .stored_deltas = {0, shape.rows()}};
   }
   void plan(const StepContext& context, StepPlan& plan) const {
     if (verifies)
@@ -134,10 +134,10 @@ TEST_CASE("study: what the oracle foresees is what recomputing gives", "[study]"
   recomputing.add(prompt, options, LastLayerPolicy{});
   recomputing.step();
   const Index last = runner.shape().layers - 1, width = runner.shape().width;
-  const auto updates = [&] { return recomputing.cache(0).updates(last).middle_rows(5, 7); };
+  const auto deltas = [&] { return recomputing.cache(0).deltas(last).middle_rows(5, 7); };
   std::vector<std::vector<float>> old;
   for (Index row = 0; row < 7; ++row)
-    old.emplace_back(updates().row(row), updates().row(row) + width);
+    old.emplace_back(deltas().row(row), deltas().row(row) + width);
   recomputing.step();
 
   foreseeing.step();
@@ -148,7 +148,7 @@ TEST_CASE("study: what the oracle foresees is what recomputing gives", "[study]"
     double square = 0.0;
     for (Index i = 0; i < width; ++i) {
       const double change =
-          updates().row(row)[i] - old[static_cast<std::size_t>(row)][static_cast<std::size_t>(i)];
+          deltas().row(row)[i] - old[static_cast<std::size_t>(row)][static_cast<std::size_t>(i)];
       square += change * change;
     }
     CAPTURE(row);

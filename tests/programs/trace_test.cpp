@@ -86,7 +86,7 @@ T element(const models::Tensor& tensor, std::size_t place) {
   return value;
 }
 
-/// Compares every treatment, similarity and commit of a page with those of a uniform trace.
+/// Compares every action, similarity and commit of a page with those of a uniform trace.
 void compare(const Json& data, const models::SafetensorsFile& trace) {
   const models::Tensor& final_tokens = trace.at("final_tokens");
   const auto batch = static_cast<std::size_t>(final_tokens.shape[0]);
@@ -108,11 +108,11 @@ void compare(const Json& data, const models::SafetensorsFile& trace) {
     for (std::size_t place = 0; place < forwards * layers; ++place) {
       const std::string name =
           "step" + std::to_string(place / layers) + ".layer" + std::to_string(place % layers) + ".";
-      const models::Tensor& treatment = trace.at(name + "treatment");
-      REQUIRE(treatment.shape[1] == static_cast<std::int64_t>(rows));
+      const models::Tensor& action = trace.at(name + "treatment");
+      REQUIRE(action.shape[1] == static_cast<std::int64_t>(rows));
       for (std::size_t row = 0; row < rows; ++row)
         REQUIRE((packed[place * stride + row / 4] >> 2 * (row % 4) & 3) ==
-                element<std::uint8_t>(treatment, i * rows + row));
+                element<std::uint8_t>(action, i * rows + row));
       const models::Tensor* similarity = trace.find(name + "similarity");
       if (similarity == nullptr) continue;
       REQUIRE(s.at("verified").at(verified) == place);

@@ -130,8 +130,8 @@ TEST_CASE("libtorch: attention copies neither keys nor values", "[libtorch]") {
   const MatrixView<const float> x = dense_view(row.data(), 1, shape.width);
   auto layer = model.layer(0);
   const std::size_t bytes = torch_bytes([&] {
-    layer.update(x, x, std::span<const Segment<float>>(segments),
-                 dense_view(u.data(), 1, shape.width));
+    layer.delta(x, x, std::span<const Segment<float>>(segments),
+                dense_view(u.data(), 1, shape.width));
   });
   // The scores of one row and their softmax take a number a key and head, a copy one a key and
   // column, which is head_dim = 16 times as much.

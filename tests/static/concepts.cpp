@@ -31,7 +31,7 @@ static_assert(!Viewable<Eigen::MatrixXf&>, "columns lie together in it");
 struct GoodLayer {
   void value(Const, Mutable);
   void query_key(Const, Positions, Mutable, Mutable);
-  void update(Const, Const, Segments, Mutable);
+  void delta(Const, Const, Segments, Mutable);
 };
 static_assert(TransformerLayer<GoodLayer, float>);
 static_assert(!TransformerLayer<GoodLayer, double>, "computes in another scalar");
@@ -44,8 +44,8 @@ struct GenericLayer {
   template <class T>
   void query_key(MatrixView<const T>, Positions, MatrixView<T>, MatrixView<T>) const;
   template <class T, class S>
-  void update(MatrixView<const T>, MatrixView<const T>, std::span<const Segment<S>>,
-              MatrixView<T>) const;
+  void delta(MatrixView<const T>, MatrixView<const T>, std::span<const Segment<S>>,
+             MatrixView<T>) const;
 };
 static_assert(TransformerLayer<GenericLayer, double, Eigen::half>);
 static_assert(TransformerLayer<const GenericLayer, float, Eigen::bfloat16>);
@@ -53,12 +53,12 @@ static_assert(!TransformerLayer<const GoodLayer, float>, "its functions change i
 
 struct LayerWithoutValue {
   void query_key(Const, Positions, Mutable, Mutable);
-  void update(Const, Const, Segments, Mutable);
+  void delta(Const, Const, Segments, Mutable);
 };
 static_assert(!TransformerLayer<LayerWithoutValue, float>);
 static_assert(!ComputesValues<LayerWithoutValue, float>);
 static_assert(ComputesQueriesAndKeys<LayerWithoutValue, float>);
-static_assert(ComputesUpdates<LayerWithoutValue, float, float>);
+static_assert(ComputesDeltas<LayerWithoutValue, float, float>);
 
 struct LayerWithoutPositions : GoodLayer {
   void query_key(Const, Mutable, Mutable);
@@ -66,7 +66,7 @@ struct LayerWithoutPositions : GoodLayer {
 static_assert(!TransformerLayer<LayerWithoutPositions, float>);
 
 struct LayerThatReturns : GoodLayer {
-  bool update(Const, Const, Segments, Mutable);
+  bool delta(Const, Const, Segments, Mutable);
 };
 static_assert(!TransformerLayer<LayerThatReturns, float>);
 
@@ -226,8 +226,8 @@ static_assert(!TakesLayer<Pass<float, Eigen::half>, GoodLayer>);
 static_assert(std::is_trivially_copyable_v<Const> && sizeof(Const) == 4 * sizeof(void*));
 static_assert(std::is_convertible_v<Mutable, Const>);
 static_assert(!std::is_convertible_v<Const, Mutable>);
-static_assert(Rows{2, 5}.size() == 3 && !Rows{2, 5}.empty() && Rows{2, 2}.empty());
-static_assert(Rows{2, 5}.contains(2) && Rows{2, 5}.contains(4) && !Rows{2, 5}.contains(5) &&
-              !Rows{2, 5}.contains(1));
+static_assert(Range{2, 5}.size() == 3 && !Range{2, 5}.empty() && Range{2, 2}.empty());
+static_assert(Range{2, 5}.contains(2) && Range{2, 5}.contains(4) && !Range{2, 5}.contains(5) &&
+              !Range{2, 5}.contains(1));
 
 }  // namespace

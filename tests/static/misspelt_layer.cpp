@@ -13,8 +13,8 @@ struct MisspeltLayer {
   void querykey(MatrixView<const float> x, std::span<const std::int32_t> positions,
                 MatrixView<float> q, MatrixView<float> k);
 #endif
-  void update(MatrixView<const float> x, MatrixView<const float> q,
-              std::span<const Segment<float>> segments, MatrixView<float> u);
+  void delta(MatrixView<const float> x, MatrixView<const float> q,
+             std::span<const Segment<float>> segments, MatrixView<float> u);
 };
 
 void step(Pass<float>& pass, MisspeltLayer& layer, MatrixView<float> x) { pass.layer(layer, x); }

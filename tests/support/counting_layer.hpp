@@ -13,7 +13,7 @@ namespace dllm_cache::testing {
 
 /// Rows that one layer was asked for in one step.
 struct LayerRows {
-  Index value = 0, query_key = 0, update = 0;
+  Index value = 0, query_key = 0, delta = 0;
   friend bool operator==(const LayerRows&, const LayerRows&) = default;
 };
 
@@ -56,9 +56,9 @@ class CountingLayer {
     m_layer.query_key(x, positions, q, k);
     fail_if_told(k);
   }
-  void update(MatrixView<const Scalar> x, MatrixView<const Scalar> q,
-              std::span<const Segment<Stored>> segments, MatrixView<Scalar> u) {
-    m_log.layers.back().update += x.rows;
+  void delta(MatrixView<const Scalar> x, MatrixView<const Scalar> q,
+             std::span<const Segment<Stored>> segments, MatrixView<Scalar> u) {
+    m_log.layers.back().delta += x.rows;
     m_log.segment_sizes.clear();
     m_log.segment_keys.clear();
     expect(x.rows > 0 && q.rows == x.rows && u.rows == x.rows, "update: rows");
@@ -71,7 +71,7 @@ class CountingLayer {
       m_log.segment_keys.push_back(segment.keys.rows);
     }
     expect(next == x.rows, "update: segments cover all rows");
-    m_layer.update(x, q, segments, u);
+    m_layer.delta(x, q, segments, u);
     fail_if_told(u);
   }
 

@@ -34,7 +34,7 @@ struct Record {
   std::vector<Index> committed;                       // in each step
   std::map<Row, std::pair<double, double>> sureness;  // confidence and entropy
   std::map<Row, std::vector<float>> logits;
-  RowCounts counts;
+  DecodingCounts counts;
   Index forwards = 0;
   friend bool operator==(const Record&, const Record&) = default;
 };

@@ -16,9 +16,10 @@
 #include "dllm_cache/decoding/denoising_model.hpp"
 #include "tests/support/tiny_model.hpp"
 
-// The published caches a second time, each written from its definition: which rows flow in a step,
-// and which rows' keys and values are put away at its end. Nothing is shared with the library but
-// the layers of the model. The shift is that of the head: row i - shift predicts token i.
+// The published caches a second time, each written from its definition: which rows are in the pass
+// in a step, and which rows' keys and values are put away at its end. Nothing is shared with the
+// library but the layers of the model. The shift is that of the head: row i - shift predicts token
+// i.
 namespace dllm_cache::testing {
 
 using RowSet = std::set<Index>;
@@ -57,7 +58,7 @@ class PlainCache {
   virtual ~PlainCache() = default;
   /// True when everything put away is thrown away before this step.
   virtual bool forgets(const PlainStep&) { return false; }
-  virtual RowSet flows(const PlainStep&) = 0;
+  virtual RowSet rows_in_pass(const PlainStep&) = 0;
   /// Rows whose keys and values are those of this step from now on.
   virtual RowSet keeps(const PlainStep&, bool block_ended) = 0;
 };
@@ -66,7 +67,7 @@ class PlainCache {
 /// all behind it flow and nothing more is kept.
 class PlainPrefixCache final : public PlainCache {
   bool forgets(const PlainStep& at) override { return at.block_step == 0; }
-  RowSet flows(const PlainStep& at) override {
+  RowSet rows_in_pass(const PlainStep& at) override {
     return at.block_step == 0 ? at.all() : row_range(at.begin - at.shift, at.rows);
   }
   RowSet keeps(const PlainStep& at, bool) override {
@@ -74,14 +75,14 @@ class PlainPrefixCache final : public PlainCache {
   }
 };
 
-/// Fast-dLLM, dual: a full forward per block keeps everything; after that the block flows and takes
-/// the place of what was kept of it.
+/// Fast-dLLM, dual: a full forward per block keeps everything; after that the block is in the pass
+/// and takes the place of what was kept of it.
 class PlainDualCache final : public PlainCache {
   bool forgets(const PlainStep& at) override { return at.block_step == 0; }
-  RowSet flows(const PlainStep& at) override {
+  RowSet rows_in_pass(const PlainStep& at) override {
     return at.block_step == 0 ? at.all() : row_range(at.begin - at.shift, at.end);
   }
-  RowSet keeps(const PlainStep& at, bool) override { return flows(at); }
+  RowSet keeps(const PlainStep& at, bool) override { return rows_in_pass(at); }
 };
 
 /// dInfer, vicinity refresh: forwards without a cache first; then a full one when the cache is
@@ -93,7 +94,7 @@ class PlainVicinity final : public PlainCache {
       : m_before(prefix_look), m_after(after_look), m_warm_up(warm_up), m_frequency(frequency) {}
 
  private:
-  RowSet flows(const PlainStep& at) override {
+  RowSet rows_in_pass(const PlainStep& at) override {
     const bool required = at.block_step == 0 || (m_frequency > 0 && at.step % m_frequency == 0);
     m_warming = at.step < m_warm_up;
     if (m_warming || m_empty || (required && at.block > 0)) return at.all();
@@ -101,9 +102,9 @@ class PlainVicinity final : public PlainCache {
   }
   RowSet keeps(const PlainStep& at, bool) override {
     if (m_warming) return {};
-    const RowSet flowed = flows(at);
+    const RowSet in_pass = rows_in_pass(at);
     m_empty = false;
-    return flowed;
+    return in_pass;
   }
   Index m_before, m_after, m_warm_up, m_frequency;
   bool m_empty = true, m_warming = true;
@@ -112,7 +113,7 @@ class PlainVicinity final : public PlainCache {
 /// FreeCache: everything before a pointer is frozen for ever; the pointer moves to the end of a
 /// block with the block's last step.
 class PlainFreeCache final : public PlainCache {
-  RowSet flows(const PlainStep& at) override { return row_range(m_clean, at.rows); }
+  RowSet rows_in_pass(const PlainStep& at) override { return row_range(m_clean, at.rows); }
   RowSet keeps(const PlainStep& at, bool block_ended) override {
     const Index from = m_clean;
     if (at.step == 0) m_clean = at.prompt - at.shift;
@@ -134,7 +135,7 @@ class PlainDkvLlada final : public PlainCache {
   [[nodiscard]] bool full(const PlainStep& at) const {
     return at.block_step <= 1 || at.block_step % m_reload == 0;
   }
-  RowSet flows(const PlainStep& at) override {
+  RowSet rows_in_pass(const PlainStep& at) override {
     RowSet rows = at.all();
     if (!full(at))
       for (const Index row : at.decoded(1)) rows.erase(row);
@@ -161,7 +162,7 @@ class PlainDkvDream final : public PlainCache {
     return set;
   }
   bool forgets(const PlainStep& at) override { return at.step % m_reload == 0; }
-  RowSet flows(const PlainStep& at) override {
+  RowSet rows_in_pass(const PlainStep& at) override {
     RowSet rows = at.all();
     if (!forgets(at))
       for (const Index row : cache_position(at, 1)) rows.erase(row);
@@ -171,14 +172,15 @@ class PlainDkvDream final : public PlainCache {
   Index m_reload;
 };
 
-/// diffuse-cpp: masked rows flow, rows whose token is another than a step ago, and those for which
-/// it was so in one of the last steps; with a shifted head also what predicts a masked row.
+/// diffuse-cpp: masked rows are in the pass, rows whose token is another than a step ago, and those
+/// for which it was so in one of the last steps; with a shifted head also what predicts a masked
+/// row.
 class PlainChangedRows final : public PlainCache {
  public:
   PlainChangedRows(Index keep_active, Index refresh) : m_active(keep_active), m_refresh(refresh) {}
 
  private:
-  RowSet flows(const PlainStep& at) override {
+  RowSet rows_in_pass(const PlainStep& at) override {
     if (at.step == 0 || (m_refresh > 0 && at.step % m_refresh == 0)) return at.all();
     RowSet rows;
     for (Index row = 0; row < at.rows; ++row) {
@@ -191,7 +193,7 @@ class PlainChangedRows final : public PlainCache {
     }
     return rows;
   }
-  RowSet keeps(const PlainStep& at, bool) override { return flows(at); }
+  RowSet keeps(const PlainStep& at, bool) override { return rows_in_pass(at); }
   Index m_active, m_refresh;
 };
 
@@ -206,7 +208,7 @@ struct PlainTask {
 /// All that happens in a generation.
 struct PlainRun {
   std::vector<std::vector<std::int32_t>> tokens;                 ///< After each step.
-  std::vector<RowSet> flowed;                                    ///< In each step.
+  std::vector<RowSet> in_pass;                                   ///< In each step.
   std::map<std::pair<Index, Index>, std::vector<float>> logits;  ///< By step and row.
   double margin = 1.0;  ///< Smallest gap of probabilities behind any decision; run_plainly's.
 };
@@ -235,7 +237,7 @@ PlainRun run_plainly(Model& model, PlainCache& cache, const PlainTask& task) {
     for (at.block_step = 0; !block_ended; ++at.block_step, ++at.step) {
       at.history.push_back(tokens);
       if (cache.forgets(at)) kept.clear();
-      const RowSet flow = cache.flows(at);
+      const RowSet flow = cache.rows_in_pass(at);
       for (Index row = 0; row < at.rows; ++row)
         if (flow.count(row) == 0 && kept.count(row) == 0)
           throw std::logic_error("plain cache: a row rests whose keys nobody has");
@@ -260,7 +262,7 @@ PlainRun run_plainly(Model& model, PlainCache& cache, const PlainTask& task) {
           std::copy_n(v.row(place++), v.cols, values.row(row));
         }
         const Segment<float> segment{0, count, keys.view(), values.view()};
-        layer.update(x.view(), q.view(), std::span<const Segment<float>>(&segment, 1), u.view());
+        layer.delta(x.view(), q.view(), std::span<const Segment<float>>(&segment, 1), u.view());
         for (std::size_t i = 0; i < x.data.size(); ++i) x.data[i] += u.data[i];
         fresh_keys[number] = keys;
         fresh_values[number] = values;
@@ -331,7 +333,7 @@ PlainRun run_plainly(Model& model, PlainCache& cache, const PlainTask& task) {
         }
       }
       run.tokens.push_back(tokens);
-      run.flowed.push_back(flow);
+      run.in_pass.push_back(flow);
     }
   }
   return run;

@@ -49,7 +49,7 @@ class PlainDllmCache {
 
  private:
   struct Kept {
-    Matrix<Stored> keys, values, updates;
+    Matrix<Stored> keys, values, deltas;
   };
   [[nodiscard]] const Kept& kept(Index layer) const {
     return m_layers[static_cast<std::size_t>(layer)];
@@ -80,13 +80,13 @@ class PlainDllmCache {
     }
     for (const Index row : fresh) round_row(k.row(row), kept.keys.row(row), widths.kv_width);
     for (const Index row : fresh)
-      layer.update_row(x.row(row), q.row(row), kept.keys.view(), kept.values.view(), u.row(row));
+      layer.delta_row(x.row(row), q.row(row), kept.keys.view(), kept.values.view(), u.row(row));
     for (Index row = 0; row < m_shape.rows(); ++row) {
       if (std::find(fresh.begin(), fresh.end(), row) != fresh.end()) {
-        round_row(u.row(row), kept.updates.row(row), widths.width);
+        round_row(u.row(row), kept.deltas.row(row), widths.width);
       } else {
         for (Index i = 0; i < widths.width; ++i)
-          u.row(row)[i] = static_cast<Scalar>(kept.updates.row(row)[i]);
+          u.row(row)[i] = static_cast<Scalar>(kept.deltas.row(row)[i]);
       }
       tiny::add(x.row(row), u.row(row), widths.width);
     }

@@ -78,7 +78,7 @@ class PlainFeatures {
   /// Carries a plan out over all rows x [T, d] in place; rows that rest stay what they were.
   void step(const StepPlan& plan, Matrix<Scalar>& x) {
     for (Index number = 0; number < m_model->shape().layers; ++number) run_layer(number, plan, x);
-    m_counts.flow += static_cast<Index>(flowing(plan).size());
+    m_counts.rows += static_cast<Index>(rows_in_pass(plan).size());
     m_stale = false;
     if (!m_policy.traits(shape()).keeps_features) {
       forget();
@@ -88,10 +88,10 @@ class PlainFeatures {
   }
 
   /// Rows that flow, ascending.
-  [[nodiscard]] static std::vector<Index> flowing(const StepPlan& plan) {
+  [[nodiscard]] static std::vector<Index> rows_in_pass(const StepPlan& plan) {
     std::vector<Index> rows;
     for (std::size_t row = 0; row < plan.rows.size(); ++row)
-      if (plan.rows[row] != Treatment::Absent) rows.push_back(static_cast<Index>(row));
+      if (plan.rows[row] != RowAction::Absent) rows.push_back(static_cast<Index>(row));
     return rows;
   }
 
@@ -107,7 +107,7 @@ class PlainFeatures {
 
  private:
   struct Row {
-    std::vector<Stored> key, value, update;  // empty: never computed
+    std::vector<Stored> key, value, delta;  // empty: never computed
   };
   using Features = std::vector<Row>;  // of one layer
 
@@ -124,18 +124,17 @@ class PlainFeatures {
   void check(const StepPlan& plan, Index live) {
     const PolicyTraits traits = m_policy.traits(shape());
     Index verified = 0, keys_read = 0;
-    for (const Index row : flowing(plan)) {
-      const Treatment treatment = plan.rows[static_cast<std::size_t>(row)];
-      if (row >= live) m_refusal = "a row flows that does not live yet";
-      if (treatment == Treatment::Verify) ++verified;
-      if (treatment != Treatment::Recompute &&
-          (!computed(row) || !traits.stored_updates.contains(row)))
+    for (const Index row : rows_in_pass(plan)) {
+      const RowAction action = plan.rows[static_cast<std::size_t>(row)];
+      if (row >= live) m_refusal = "a row is in the pass that does not live yet";
+      if (action == RowAction::Verify) ++verified;
+      if (action != RowAction::Recompute && (!computed(row) || !traits.stored_deltas.contains(row)))
         m_refusal = "a row is to be reused that nobody has";
       keys_read = std::max(keys_read, seen_keys(m_shape, row));
     }
     if (plan.verify_count > verified) m_refusal = "more rows are to be selected than verified";
     for (Index row = 0; row < keys_read; ++row)
-      if (plan.rows[static_cast<std::size_t>(row)] == Treatment::Absent && !computed(row))
+      if (plan.rows[static_cast<std::size_t>(row)] == RowAction::Absent && !computed(row))
         m_refusal = "a row rests whose key nobody has";
   }
 
@@ -146,15 +145,15 @@ class PlainFeatures {
     const bool cached = plan.cached_layers.begin <= number && number < plan.cached_layers.end;
     std::vector<std::pair<double, Index>> verified;  // rank and row
     std::vector<Index> recomputed;
-    for (const Index row : flowing(plan)) {
-      const Treatment wish =
-          cached ? plan.rows[static_cast<std::size_t>(row)] : Treatment::Recompute;
-      if (wish == Treatment::Reuse) continue;
+    for (const Index row : rows_in_pass(plan)) {
+      const RowAction asked =
+          cached ? plan.rows[static_cast<std::size_t>(row)] : RowAction::Recompute;
+      if (asked == RowAction::Reuse) continue;
       Matrix<Scalar> v(1, widths.kv_width);
       layer.value(dense_view<const Scalar>(x.row(row), 1, x.cols), v.view());
-      ++m_counts.value;
+      ++m_counts.values;
       std::vector<Stored>& kept = rows[static_cast<std::size_t>(row)].value;
-      if (wish == Treatment::Verify)
+      if (asked == RowAction::Verify)
         verified.emplace_back(rank(v, kept), row);
       else
         recomputed.push_back(row);
@@ -178,21 +177,21 @@ class PlainFeatures {
       rows[static_cast<std::size_t>(row)].key = rounded(k);
       queries.push_back(std::move(q));
     }
-    m_counts.update += static_cast<Index>(recomputed.size());
+    m_counts.recomputed += static_cast<Index>(recomputed.size());
 
     const Matrix<Stored> keys = stacked(rows, &Row::key), values = stacked(rows, &Row::value);
     for (std::size_t i = 0; i < recomputed.size(); ++i) {
       const Index row = recomputed[i], seen = seen_keys(m_shape, row);
       Matrix<Scalar> u(1, x.cols);
-      layer.update_row(x.row(row), queries[i].row(0), dense_view(keys.data.data(), seen, keys.cols),
-                       dense_view(values.data.data(), seen, values.cols), u.row(0));
+      layer.delta_row(x.row(row), queries[i].row(0), dense_view(keys.data.data(), seen, keys.cols),
+                      dense_view(values.data.data(), seen, values.cols), u.row(0));
       tiny::add(x.row(row), u.row(0), x.cols);
-      rows[static_cast<std::size_t>(row)].update = rounded(u);
+      rows[static_cast<std::size_t>(row)].delta = rounded(u);
     }
-    for (const Index row : flowing(plan)) {
+    for (const Index row : rows_in_pass(plan)) {
       if (std::find(recomputed.begin(), recomputed.end(), row) != recomputed.end()) continue;
       std::vector<Scalar> u;
-      for (const Stored one : rows[static_cast<std::size_t>(row)].update)
+      for (const Stored one : rows[static_cast<std::size_t>(row)].delta)
         u.push_back(static_cast<Scalar>(one));
       tiny::add(x.row(row), u.data(), x.cols);
     }

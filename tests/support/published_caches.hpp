@@ -57,7 +57,7 @@ PlainRun run_in_loop(Model& model, const AnyPolicy& policy, const PlainTask& tas
   loop.add(task.prompt, options, policy);
   PlainRun run;
   loop.observer.on_layer = [&](const auto& pass, Index layer) {
-    if (layer == 0) run.flowed.emplace_back(pass.rows(0).begin(), pass.rows(0).end());
+    if (layer == 0) run.in_pass.emplace_back(pass.rows(0).begin(), pass.rows(0).end());
   };
   loop.observer.on_logits = [&](Index, Index row, std::span<const float> logits) {
     run.logits[{loop.sequence(0).step(), row}].assign(logits.begin(), logits.end());

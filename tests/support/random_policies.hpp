@@ -18,7 +18,7 @@
 
 namespace dllm_cache::testing {
 
-/// A policy whose plans are any that it may make: every row has a treatment of its own, any count
+/// A policy whose plans are any that it may make: every row has a action of its own, any count
 /// is selected, any run of layers is cached. Most plans can be carried out, some must be refused.
 struct RandomPlans {
   std::uint64_t seed = 0;
@@ -27,18 +27,18 @@ struct RandomPlans {
   [[nodiscard]] PolicyTraits traits(const SequenceShape& shape) const {
     RandomNumbers random(seed);
     const Index a = random.below(shape.rows() + 1), b = random.below(shape.rows() + 1);
-    return {.name = "random", .stored_updates = {std::min(a, b), std::max(a, b)}};
+    return {.name = "random", .stored_deltas = {std::min(a, b), std::max(a, b)}};
   }
   void plan(const StepContext& context, StepPlan& plan) const {
     RandomNumbers random(base::mix_bits(seed + static_cast<std::uint64_t>(context.step)));
-    const Rows stored = traits(context.shape).stored_updates;
+    const Range stored = traits(context.shape).stored_deltas;
     Index verified = 0;
     for (Index row = 0; row < context.live().end; ++row) {
-      auto treatment = static_cast<Treatment>(random.below(4));
+      auto action = static_cast<RowAction>(random.below(4));
       const bool may_reuse = stored.contains(row) || random.below(200) == 0;
-      if (treatment != Treatment::Absent && !may_reuse) treatment = Treatment::Recompute;
-      if (treatment == Treatment::Verify) ++verified;
-      plan.rows[static_cast<std::size_t>(row)] = treatment;
+      if (action != RowAction::Absent && !may_reuse) action = RowAction::Recompute;
+      if (action == RowAction::Verify) ++verified;
+      plan.rows[static_cast<std::size_t>(row)] = action;
     }
     plan.verify_count = random.below(verified + 1);
     if (random.below(4) == 0) plan.similarity_threshold = random.unit();

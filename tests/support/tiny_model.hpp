@@ -128,14 +128,14 @@ struct TinyLayer {
       tiny::rotate(k.row(row), weights->kv_heads, weights->head_dim, position);
     }
   }
-  void update(MatrixView<const Scalar> x, MatrixView<const Scalar> q,
-              std::span<const Segment<Stored>> segments, MatrixView<Scalar> u) const {
+  void delta(MatrixView<const Scalar> x, MatrixView<const Scalar> q,
+             std::span<const Segment<Stored>> segments, MatrixView<Scalar> u) const {
     for (const Segment<Stored>& segment : segments)
       for (Index row = segment.begin; row < segment.end; ++row)
-        update_row(x.row(row), q.row(row), segment.keys, segment.values, u.row(row));
+        delta_row(x.row(row), q.row(row), segment.keys, segment.values, u.row(row));
   }
-  void update_row(const Scalar* x, const Scalar* q, MatrixView<const Stored> keys,
-                  MatrixView<const Stored> values, Scalar* u) const {
+  void delta_row(const Scalar* x, const Scalar* q, MatrixView<const Stored> keys,
+                 MatrixView<const Stored> values, Scalar* u) const {
     const auto d = static_cast<std::size_t>(weights->width);
     std::vector<Scalar> mixed(static_cast<std::size_t>(weights->query_width())), residual(x, x + d),
         normed(d), hidden(static_cast<std::size_t>(weights->hidden)), ffn(d);
@@ -250,8 +250,8 @@ Matrix<Scalar> plain_forward(const TinyModel<Scalar, Stored>& model, const Seque
     Matrix<Scalar> u(x.rows, widths.width);
     for (Index row = 0; row < x.rows; ++row) {
       const Index seen = seen_keys(shape, row);
-      layer.update_row(x.row(row), q.row(row), keys.view().middle_rows(0, seen),
-                       values.view().middle_rows(0, seen), u.row(row));
+      layer.delta_row(x.row(row), q.row(row), keys.view().middle_rows(0, seen),
+                      values.view().middle_rows(0, seen), u.row(row));
     }
     for (Index row = 0; row < x.rows; ++row) tiny::add(x.row(row), u.row(row), x.cols);
   }

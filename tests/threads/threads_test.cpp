@@ -92,8 +92,8 @@ TEST_CASE("Threads: a cache goes on in the hands of another thread", "[threads]"
     std::vector<std::int32_t> tokens;
     for (const Index row : pass.rows())
       tokens.push_back(static_cast<std::int32_t>((row * 5 + static_cast<Index>(salt)) % 90));
-    std::vector<float> hidden(static_cast<std::size_t>((pass.flow() + 64) * width));
-    const MatrixView<float> x = dense_view(hidden.data(), pass.flow(), width);
+    std::vector<float> hidden(static_cast<std::size_t>((pass.row_count() + 64) * width));
+    const MatrixView<float> x = dense_view(hidden.data(), pass.row_count(), width);
     runner.embed(tokens, x);
     for (Index layer = 0; layer < runner.shape().layers; ++layer)
       pass.layer(runner.layer(layer), x);

@@ -76,10 +76,10 @@ Answer read_answer(const std::string& line, const std::string& where) {
   answer.cache_bytes = read_count(reader, "cache_bytes");
   const nlohmann::json rows = read_object(reader, "rows");
   const JsonReader rows_reader(rows, where + ": rows");
-  answer.rows = {.flow = read_count(rows_reader, "flow"),
-                 .value = read_count(rows_reader, "value"),
-                 .update = read_count(rows_reader, "update"),
-                 .head = read_count(rows_reader, "head")};
+  answer.rows = {{.rows = read_count(rows_reader, "flow"),
+                  .values = read_count(rows_reader, "value"),
+                  .recomputed = read_count(rows_reader, "update")},
+                 read_count(rows_reader, "head")};
   return answer;
 }
 

@@ -48,7 +48,7 @@ std::string part(double seconds, double all) {
 /// What a run spent neither in its layers nor on logits: embedding, choosing, gathering and storing
 /// rows.
 double outside(const RunRecord& run) {
-  return std::max(0.0, run.seconds - run.layers.value - run.layers.query_key - run.layers.update -
+  return std::max(0.0, run.seconds - run.layers.value - run.layers.query_key - run.layers.delta -
                            run.decoding_seconds);
 }
 
@@ -80,7 +80,7 @@ std::vector<std::string> compare_runs(const RunRecord& off, const RunRecord& on)
       " where the time went",
       time("layers: value", off.layers.value, on.layers.value),
       time("layers: query, key", off.layers.query_key, on.layers.query_key),
-      time("layers: update", off.layers.update, on.layers.update),
+      time("layers: update", off.layers.delta, on.layers.delta),
       time("logits and decoding", off.decoding_seconds, on.decoding_seconds),
       time("all the rest", outside(off), outside(on)),
       "",

@@ -21,7 +21,7 @@ struct Score {
                                             ///< end-of-text.
   Index steps = 0;                          ///< Of all sequences.
   Index forwards = 0;
-  dllm_cache::RowCounts rows;
+  dllm_cache::DecodingCounts rows;
   Index cache_bytes = 0;  ///< Of the question that needs most.
 };
 

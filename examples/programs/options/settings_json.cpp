@@ -72,8 +72,11 @@ Json compute_json(const dllm_cache::models::ComputeOptions& compute, FeatureType
           {"features", features == FeatureType::Float32 ? "float32" : "bf16"}};
 }
 
-Json rows_json(const dllm_cache::RowCounts& rows) {
-  return {{"flow", rows.flow}, {"value", rows.value}, {"update", rows.update}, {"head", rows.head}};
+Json rows_json(const dllm_cache::DecodingCounts& rows) {
+  return {{"flow", rows.rows},
+          {"value", rows.values},
+          {"update", rows.recomputed},
+          {"head", rows.logits}};
 }
 
 }  // namespace programs

@@ -3,8 +3,8 @@
 
 #include <nlohmann/json.hpp>
 
+#include "dllm_cache/decoding/decoding_counts.hpp"
 #include "dllm_cache/models/compute/backend.hpp"
-#include "dllm_cache/stats.hpp"
 #include "programs/options/settings.hpp"
 
 namespace programs {
@@ -20,7 +20,7 @@ namespace programs {
 [[nodiscard]] nlohmann::ordered_json compute_json(const dllm_cache::models::ComputeOptions& compute,
                                                   FeatureType features);
 
-/// `flow`, `value`, `update` and `head`.
-[[nodiscard]] nlohmann::ordered_json rows_json(const dllm_cache::RowCounts& rows);
+/// `flow`, `value`, `delta` and `head`.
+[[nodiscard]] nlohmann::ordered_json rows_json(const dllm_cache::DecodingCounts& rows);
 
 }  // namespace programs

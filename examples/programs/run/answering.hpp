@@ -20,7 +20,7 @@ struct Answer {
   std::vector<std::int32_t> tokens;  ///< `[gen_length]`.
   Index steps = 0;
   Index forwards = 0;
-  dllm_cache::RowCounts rows;
+  dllm_cache::DecodingCounts rows;
   Index cache_bytes = 0;
 
   friend bool operator==(const Answer&, const Answer&) = default;

@@ -118,8 +118,7 @@ class Audit {
       one.largest_error = std::max(one.largest_error, error);
       one.error_sum += error;
     }
-    one.token =
-        m_predictor.predict(row, logits, state.prediction_rule(), state.random_key(row)).token;
+    one.token = m_sampler.sample(row, logits, state.sampling_rule(), state.random_key(row)).token;
     m_compared.push_back(one);
   }
 
@@ -144,7 +143,8 @@ class Audit {
     auto pass = m_workspace.begin_step(std::span<Cache* const>(caches),
                                        std::span<const dllm_cache::StepInput>(inputs));
     const Index width = m_runner->shape().width;
-    m_x = dllm_cache::dense_view(m_hidden.ensure(pass.flow() * width), pass.flow(), width);
+    m_x =
+        dllm_cache::dense_view(m_hidden.ensure(pass.row_count() * width), pass.row_count(), width);
     m_runner->embed(tokens, m_x);
     for (Index layer = 0; layer < m_runner->shape().layers; ++layer)
       pass.layer(m_runner->layer(layer), m_x);
@@ -205,7 +205,7 @@ class Audit {
   dllm_cache::base::Buffer<float> m_hidden;
   dllm_cache::base::Buffer<float> m_gathered;
   dllm_cache::base::Buffer<float> m_logits_memory;
-  dllm_cache::Predictor m_predictor;
+  dllm_cache::Sampler m_sampler;
   std::vector<AuditStep> m_steps;
   std::chrono::steady_clock::duration m_time{};
 };

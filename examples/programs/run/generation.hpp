@@ -19,7 +19,7 @@ struct GenerationResult {
   Index steps = 0;                                ///< Denoising steps of the longest sequence.
   Index forwards = 0;
   double operations = 0.0;
-  dllm_cache::RowCounts rows;
+  dllm_cache::DecodingCounts rows;
   Index cache_bytes = 0;
   double seconds = 0.0;
   std::vector<AuditStep> audit;  ///< Empty without an auditor.

@@ -14,7 +14,7 @@ namespace programs {
 struct LayerSeconds {
   double value = 0.0;
   double query_key = 0.0;
-  double update = 0.0;
+  double delta = 0.0;
 };
 
 /// A layer that adds what its callbacks take to a LayerSeconds.
@@ -36,11 +36,11 @@ class TimedLayer {
   }
   /// See TransformerLayer.
   template <class Stored>
-  void update(dllm_cache::MatrixView<const float> x, dllm_cache::MatrixView<const float> q,
-              std::span<const dllm_cache::Segment<Stored>> segments,
-              dllm_cache::MatrixView<float> u) {
-    const Stopwatch watch(m_spent->update);
-    m_layer.update(x, q, segments, u);
+  void delta(dllm_cache::MatrixView<const float> x, dllm_cache::MatrixView<const float> q,
+             std::span<const dllm_cache::Segment<Stored>> segments,
+             dllm_cache::MatrixView<float> u) {
+    const Stopwatch watch(m_spent->delta);
+    m_layer.delta(x, q, segments, u);
   }
 
  private:

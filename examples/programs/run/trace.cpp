@@ -47,7 +47,7 @@ bool Trace::uniform() const {
       return false;
     return std::equal(other.layers.begin(), other.layers.end(), first.layers.begin(),
                       [](const auto& a, const auto& b) {
-                        return a.second.treatment.size() == b.second.treatment.size() &&
+                        return a.second.action.size() == b.second.action.size() &&
                                a.second.selected.size() == b.second.selected.size() &&
                                a.second.similarity.size() == b.second.similarity.size();
                       });
@@ -84,7 +84,7 @@ void Trace::write(const std::filesystem::path& path) const {
         return s.layers.at(place);
       };
       add<std::uint8_t>(writer, name + "treatment", models::TensorType::U8, {batch},
-                        gather([&](const Sequence& s) { return &at(s).treatment; }));
+                        gather([&](const Sequence& s) { return &at(s).action; }));
       if (layer.similarity.empty()) continue;
       add<float>(writer, name + "similarity", models::TensorType::F32, {batch},
                  gather([&](const Sequence& s) { return &at(s).similarity; }));

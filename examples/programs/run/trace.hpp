@@ -20,7 +20,7 @@ using dllm_cache::Index;
 /// [steps, batch, response], `prompt_tokens` I64 [batch, prompt], `step_of_forward` I64 [batch,
 /// forwards], `stepN.layerL.selected` I64 [batch, k] and `.similarity` F32
 /// [batch, verified response rows] where a layer verified some (row 0 is the first response row),
-/// and `stepN.layerL.treatment` U8 [batch, rows]: 0 absent, 1 reused, 2 verified, 3 recomputed.
+/// and `stepN.layerL.action` U8 [batch, rows]: 0 absent, 1 reused, 2 verified, 3 recomputed.
 /// Where two sequences' tensors would differ in size (length, steps, rows verified or selected),
 /// each has its own, named `sequenceI.` + name.
 /// With guidance N counts the forwards of the sequence: of a step first the conditional one, then,
@@ -32,22 +32,22 @@ class Trace {
   void layer(const Pass& pass, Index i, Index sequence, Index prompt, Index rows, Index forward,
              Index layer) {
     Layer& record = m_sequences[sequence].layers[{forward, layer}];
-    record.treatment.assign(static_cast<std::size_t>(rows), 0);
-    for (const Index row : pass.rows(i)) record.treatment[static_cast<std::size_t>(row)] = 1;
+    record.action.assign(static_cast<std::size_t>(rows), 0);
+    for (const Index row : pass.rows(i)) record.action[static_cast<std::size_t>(row)] = 1;
     record.similarity.clear();
     const auto sums = pass.sums(i);
     for (Index j = 0; j < pass.verified(i); ++j) {
       const Index row = pass.verified_row(j, i);
-      record.treatment[static_cast<std::size_t>(row)] = 2;
+      record.action[static_cast<std::size_t>(row)] = 2;
       if (row >= prompt)
         record.similarity.push_back(
             static_cast<float>(dllm_cache::similarity(sums[static_cast<std::size_t>(j)])));
     }
     record.selected.clear();
     for (const Index row : pass.recomputed(i)) {
-      std::uint8_t& treatment = record.treatment[static_cast<std::size_t>(row)];
-      if (treatment == 2 && row >= prompt) record.selected.push_back(row - prompt);
-      treatment = 3;
+      std::uint8_t& action = record.action[static_cast<std::size_t>(row)];
+      if (action == 2 && row >= prompt) record.selected.push_back(row - prompt);
+      action = 3;
     }
   }
 
@@ -61,7 +61,7 @@ class Trace {
 
  private:
   struct Layer {
-    std::vector<std::uint8_t> treatment;
+    std::vector<std::uint8_t> action;
     std::vector<float> similarity;
     std::vector<std::int64_t> selected;
   };

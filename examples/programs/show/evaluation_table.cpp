@@ -97,10 +97,10 @@ std::string to_table(const Evaluation& evaluation) {
   }
   text += cost("steps", here.steps, there.steps, compared);
   text += cost("forwards", here.forwards, there.forwards, compared);
-  text += cost("rows flowing", here.rows.flow, there.rows.flow, compared);
-  text += cost("rows' values", here.rows.value, there.rows.value, compared);
-  text += cost("rows recomputed", here.rows.update, there.rows.update, compared);
-  text += cost("rows of logits", here.rows.head, there.rows.head, compared);
+  text += cost("rows flowing", here.rows.rows, there.rows.rows, compared);
+  text += cost("rows' values", here.rows.values, there.rows.values, compared);
+  text += cost("rows recomputed", here.rows.recomputed, there.rows.recomputed, compared);
+  text += cost("rows of logits", here.rows.logits, there.rows.logits, compared);
   text += cost("operations", evaluation.operations, evaluation.uncached_operations, compared);
   text += cost("seconds", evaluation.seconds, evaluation.uncached_seconds, compared);
   text +=

@@ -77,7 +77,8 @@ SideView StepwiseRun::view(const std::string& title, Index planned_steps,
                 .finished = finished()};
   const Index layers = m_model.shape().layers;
   const Index all = view.step * layers * static_cast<Index>(m_recomputed.size());
-  if (all > 0) view.work = static_cast<double>(m_loop.counts(0).update) / static_cast<double>(all);
+  if (all > 0)
+    view.work = static_cast<double>(m_loop.counts(0).recomputed) / static_cast<double>(all);
   for (float& share : view.recomputed) share /= static_cast<float>(layers);
   for (std::size_t i = 0; i < m_tokens.size(); ++i) {
     TokenView token{.state = m_states[i], .end = m_tokens[i] == end};
@@ -95,7 +96,7 @@ RunRecord StepwiseRun::record() const {
   const LayerSeconds& layers = m_model.spent();
   return {.tokens = {response.begin(), response.end()},
           .steps = steps(),
-          .rows = m_loop.counts(0).update,
+          .rows = m_loop.counts(0).recomputed,
           .operations = m_operations,
           .cache_bytes = m_loop.cache_bytes(0),
           .seconds = m_seconds,

@@ -122,7 +122,7 @@ class Group {
     return {forwards, layers};
   }
 
-  /// Forward and layer of `stepN.layerL.treatment`, none for other names.
+  /// Forward and layer of `stepN.layerL.action`, none for other names.
   [[nodiscard]] std::optional<std::pair<Index, Index>> parse_place(std::string_view name) const {
     if (!name.starts_with(m_prefix)) return std::nullopt;
     name.remove_prefix(m_prefix.size());
@@ -175,9 +175,9 @@ class Group {
   void read_place(TraceSequence& to, std::int64_t i, std::int64_t batch, Index forward,
                   Index layer) const {
     const std::string name = place_name(forward, layer, "treatment");
-    const models::Tensor& treatment = tensor(name, models::TensorType::U8, 2);
-    check_shape(treatment, name, {batch, to.rows()});
-    append(to.treatments, treatment, i, to.rows());
+    const models::Tensor& action = tensor(name, models::TensorType::U8, 2);
+    check_shape(action, name, {batch, to.rows()});
+    append(to.actions, action, i, to.rows());
     for (const std::uint8_t one : to.layer(forward, layer))
       if (one > 3) refuse(name, "treatments 0 to 3", std::to_string(one));
     if (m_file.find(m_prefix + place_name(forward, layer, "similarity")) != nullptr)

@@ -22,16 +22,16 @@ struct TraceSequence {
   std::vector<std::int64_t> prompt_tokens;    ///< [prompt]; empty where the file does not say.
   std::vector<std::int64_t> tokens;           ///< [steps + 1, response]: before each, at the end.
   std::vector<std::int64_t> step_of_forward;  ///< [forwards], ascending.
-  std::vector<std::uint8_t> treatments;       ///< [forwards, layers, rows], each 0 to 3.
+  std::vector<std::uint8_t> actions;          ///< [forwards, layers, rows], each 0 to 3.
   std::vector<Index> verified_places;  ///< Ascending `forward * layers + layer` that verified.
   std::vector<float> similarities;     ///< [verified_places, response]; NaN: row not verified.
 
   [[nodiscard]] Index rows() const { return prompt + response; }
-  /// Treatments [rows] of one layer in one forward.
+  /// RowAction [rows] of one layer in one forward.
   [[nodiscard]] std::span<const std::uint8_t> layer(Index forward, Index number) const {
-    return std::span(treatments)
-        .subspan(static_cast<std::size_t>((forward * layers + number) * rows()),
-                 static_cast<std::size_t>(rows()));
+    return std::span(actions).subspan(
+        static_cast<std::size_t>((forward * layers + number) * rows()),
+        static_cast<std::size_t>(rows()));
   }
 };
 

@@ -14,9 +14,9 @@ struct DecodingOptions {
   Index steps = 0;           ///< Steps in all, a multiple of the number of blocks; 0: one a row.
                              ///< Read by counted commit rules only.
   double temperature = 0.0;  ///< At least 0; 0: the likeliest token.
-  Sampling sampling = Sampling::GumbelNoise;  ///< How temperature works; see PredictionRule.
-  double top_p = 1.0;                         ///< In (0, 1]; see PredictionRule.
-  Index top_k = 0;                            ///< At least 0; see PredictionRule.
+  Sampling sampling = Sampling::GumbelNoise;  ///< How temperature works; see SamplingRule.
+  double top_p = 1.0;                         ///< In (0, 1]; see SamplingRule.
+  Index top_k = 0;                            ///< At least 0; see SamplingRule.
   Confidence confidence = Confidence::Probability;
   CommitRule commit = CountedCommit{};
   double order_temperature = 0.0;  ///< At least 0: noise on the order in which rows are committed,

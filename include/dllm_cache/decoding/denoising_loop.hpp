@@ -50,7 +50,7 @@ class DenoisingLoop {
 
   /// Logits are computed and reduced in chunks of so many rows: there is no [rows, vocabulary]
   /// array.
-  static constexpr Index chunk_rows = detail::RowPredictor<Cache>::chunk_rows;
+  static constexpr Index chunk_rows = detail::LogitsPass<Cache>::chunk_rows;
 
   /// Every sequence gets a copy of `selector`. The model and the memory resource of the caches must
   /// outlive the loop.
@@ -210,7 +210,7 @@ class DenoisingLoop {
 
   /// Rows of all committed steps of a sequence, unconditional ones included; throws like
   /// sequence().
-  [[nodiscard]] RowCounts counts(Index id) const { return slot(id).counts(); }
+  [[nodiscard]] DecodingCounts counts(Index id) const { return slot(id).counts(); }
   /// Forwards of a sequence, unconditional ones included; throws like sequence().
   [[nodiscard]] Index forwards(Index id) const { return slot(id).forwards(); }
   /// Bytes of features held for a sequence, unconditional ones included; throws like sequence().
@@ -327,7 +327,7 @@ class DenoisingLoop {
     PassType pass = m_workspace.begin_step(std::span<Cache* const>(m_caches),
                                            std::span<const StepInput>(m_inputs));
     const Index width = m_model->shape().width;
-    m_x = dense_view(m_hidden.ensure(pass.flow() * width), pass.flow(), width);
+    m_x = dense_view(m_hidden.ensure(pass.row_count() * width), pass.row_count(), width);
     m_tokens.clear();
     for (Index i = 0; i < pass.sequences(); ++i) {
       const BatchEntry& entry = m_batch[static_cast<std::size_t>(i)];
@@ -337,7 +337,7 @@ class DenoisingLoop {
                                ? m_model->special_tokens().mask
                                : state.tokens()[static_cast<std::size_t>(row)]);
     }
-    if (pass.flow() > 0) m_model->embed(m_tokens, m_x);
+    if (pass.row_count() > 0) m_model->embed(m_tokens, m_x);
     const Index last = m_model->shape().layers - 1;
     for (Index layer = 0; layer < last; ++layer) {
       pass.layer(m_model->layer(layer), m_x);
@@ -371,13 +371,13 @@ class DenoisingLoop {
       const bool refreshes = next < m_batch.size() && m_batch[next].unconditional;
       want_rows(slot(entry.id), i, refreshes);
     }
-    m_predictor.predict(*m_model, m_x, std::span<const Wanted>(m_wanted),
-                        [&](Index id, Index row, std::span<const float> logits) {
-                          if (observer.on_logits) observer.on_logits(id, row, logits);
-                        });
+    m_sampler.sample(*m_model, m_x, std::span<const Wanted>(m_wanted),
+                     [&](Index id, Index row, std::span<const float> logits) {
+                       if (observer.on_logits) observer.on_logits(id, row, logits);
+                     });
     // Counted here, so that a step tried again counts once.
     for (const Wanted& wanted : m_wanted)
-      wanted.sequence->head_rows += wanted.unconditional_place >= 0 ? 2 : 1;
+      wanted.sequence->logits_rows += wanted.unconditional_place >= 0 ? 2 : 1;
   }
 
   // Only rows that can still be committed; all masked rows when the guidance residual is refreshed.
@@ -448,7 +448,7 @@ class DenoisingLoop {
   std::vector<StepReport> m_reports;  // of the step that is being told of
   std::size_t m_told = 0;             // so many of them were or are being told
   bool m_stepping = false;
-  detail::RowPredictor<Cache> m_predictor;
+  detail::LogitsPass<Cache> m_sampler;
   MatrixView<float> m_x;
   base::Buffer<float> m_hidden;
 };

@@ -35,7 +35,7 @@ enum class Sampling {
 };
 
 /// How a row of logits becomes a token and a confidence.
-struct PredictionRule {
+struct SamplingRule {
   Sampling sampling = Sampling::GumbelNoise;
   Confidence confidence = Confidence::Probability;
   double temperature = 0.0;  ///< At least 0; 0: the likeliest token.
@@ -58,21 +58,21 @@ struct Prediction {
 /// `top_p_logits` and `top_k_logits` of Dream as in NVlabs/Fast-dLLM at 24cc59e,
 /// dream/model/generation_utils.py. A categorical token is drawn as argmax(logit + Gumbel noise),
 /// which has the same distribution.
-class Predictor {
+class Sampler {
  public:
   /// Predicts row `row` of a sequence from its logits `[vocabulary]`; equal logits: lower token.
   ///
   /// A logit that is no number counts as -infinity. Throws std::runtime_error naming the row when
   /// no logit is above -infinity, or one is +infinity.
-  [[nodiscard]] Prediction predict(Index row, std::span<const float> logits,
-                                   const PredictionRule& rule, const RandomKey& key) {
+  [[nodiscard]] Prediction sample(Index row, std::span<const float> logits,
+                                  const SamplingRule& rule, const RandomKey& key) {
     scale(logits, rule);
     const double highest = m_scores.size() > 0 ? m_scores.maxCoeff() : cut;
     if (highest == cut)
       throw std::runtime_error(
-          base::text("Predictor: logits of row ", row, " hold no number above -infinity"));
+          base::text("Sampler: logits of row ", row, " hold no number above -infinity"));
     if (highest == -cut)
-      throw std::runtime_error(base::text("Predictor: logits of row ", row, " hold +infinity"));
+      throw std::runtime_error(base::text("Sampler: logits of row ", row, " hold +infinity"));
     if (rule.sampling == Sampling::Categorical) {
       if (rule.top_p < 1.0) keep_top_p(rule.top_p);
       if (rule.top_k > 0) keep_top_k(rule.top_k);
@@ -103,7 +103,7 @@ class Predictor {
   static constexpr double cut = -std::numeric_limits<double>::infinity();
 
   // The logits behind the confidence, in double and tempered; what may not be predicted is cut.
-  void scale(std::span<const float> logits, const PredictionRule& rule) {
+  void scale(std::span<const float> logits, const SamplingRule& rule) {
     m_scores.resize(static_cast<Index>(logits.size()));
     for (std::size_t i = 0; i < logits.size(); ++i) {
       const double logit = logits[i];
@@ -146,7 +146,7 @@ class Predictor {
       if (score < least) score = cut;
   }
 
-  [[nodiscard]] std::int32_t choose(double highest, const PredictionRule& rule,
+  [[nodiscard]] std::int32_t choose(double highest, const SamplingRule& rule,
                                     const RandomKey& key) const {
     if (rule.temperature <= 0.0)
       return static_cast<std::int32_t>(std::find(m_scores.begin(), m_scores.end(), highest) -

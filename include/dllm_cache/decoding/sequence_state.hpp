@@ -52,7 +52,7 @@ class SequenceState {
   /// Denoising steps done.
   [[nodiscard]] Index step() const { return m_step; }
   /// Rows of the active block.
-  [[nodiscard]] Rows block() const {
+  [[nodiscard]] Range block() const {
     return {m_prompt + m_block * m_block_length, m_prompt + (m_block + 1) * m_block_length};
   }
   [[nodiscard]] const BlockProgress& block_progress() const { return m_progress; }
@@ -65,7 +65,7 @@ class SequenceState {
   }
 
   /// How rows are predicted in this step.
-  [[nodiscard]] PredictionRule prediction_rule() const {
+  [[nodiscard]] SamplingRule sampling_rule() const {
     return {.sampling = m_options.sampling,
             .confidence = m_options.confidence,
             .temperature = m_options.temperature,
@@ -256,7 +256,7 @@ class SequenceState {
   }
 
   [[nodiscard]] Index masked_in_block() const {
-    const Rows rows = block();
+    const Range rows = block();
     return std::count(m_masked.begin() + rows.begin, m_masked.begin() + rows.end, 1);
   }
 
@@ -266,7 +266,7 @@ class SequenceState {
   }
 
   void finish_block() {
-    const Rows rows = block();
+    const Range rows = block();
     const auto begin = m_tokens.begin() + rows.begin, end = m_tokens.begin() + rows.end;
     if (m_options.early_stop && std::find(begin, end, m_special.end_of_text) != end) {
       std::fill(end, m_tokens.end(), m_special.end_of_text);

@@ -14,7 +14,7 @@ namespace dllm_cache {
 struct StepReport {
   Index id = 0;                                  ///< The sequence, as add() numbered it.
   Index step = 0;                                ///< The step just done, from 0.
-  Rows block = {};                               ///< The block it worked on.
+  Range block = {};                              ///< The block it worked on.
   Index committed = 0;                           ///< How many of `predictions` were committed.
   std::span<const Prediction> predictions = {};  ///< Surest first; the rest are provisional.
   std::span<const std::int32_t> tokens = {};     ///< Prompt and response after the step.

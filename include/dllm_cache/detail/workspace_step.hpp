@@ -49,7 +49,7 @@ void Workspace<Scalar, Stored, Selector>::pack_rows() {
     sequence.packed.begin = static_cast<Index>(m_rows.size());
     const StepPlan& plan = sequence.cache->m_planner.plan();
     for (std::size_t row = 0; row < plan.rows.size(); ++row)
-      if (plan.rows[row] != Treatment::Absent) m_rows.push_back(static_cast<Index>(row));
+      if (plan.rows[row] != RowAction::Absent) m_rows.push_back(static_cast<Index>(row));
     sequence.packed.end = static_cast<Index>(m_rows.size());
   }
   reserve_scratch();
@@ -60,7 +60,7 @@ void Workspace<Scalar, Stored, Selector>::pack_rows() {
   m_sums.reserve(flow);
   m_selected.reserve(flow);
   m_recompute.resize(flow);
-  m_update_rows.reserve(flow);
+  m_recompute_rows.reserve(flow);
   m_recomputed.reserve(flow);
   m_positions.reserve(flow);
   m_segments.reserve(flow);
@@ -78,19 +78,19 @@ void Workspace<Scalar, Stored, Selector>::run_layer(Layer& layer, Index number,
     layer.value(gather(x, m_value_rows), v);
     store_values(v, number);
   }
-  choose_update_rows();
+  choose_recompute_rows();
   MatrixView<Scalar> u;
-  if (const auto rows = static_cast<Index>(m_update_rows.size()); rows > 0) {
-    const MatrixView<const Scalar> flowing = gather(x, m_update_rows);
+  if (const auto rows = static_cast<Index>(m_recompute_rows.size()); rows > 0) {
+    const MatrixView<const Scalar> in_pass = gather(x, m_recompute_rows);
     const MatrixView<Scalar> q = m_queries.view(rows, model.query_width);
     const MatrixView<Scalar> k = m_kv.view(rows, model.kv_width);  // fresh values are stored by now
-    layer.query_key(flowing, std::span<const std::int32_t>(m_positions), q, k);
+    layer.query_key(in_pass, std::span<const std::int32_t>(m_positions), q, k);
     store_keys(k, number);
-    u = m_updates.view(rows, model.width);
-    layer.update(flowing, MatrixView<const Scalar>(q), std::span<const Segment<Stored>>(m_segments),
-                 u);
+    u = m_deltas.view(rows, model.width);
+    layer.delta(in_pass, MatrixView<const Scalar>(q), std::span<const Segment<Stored>>(m_segments),
+                u);
   }
-  add_updates(x, u, number);
+  add_deltas(x, u, number);
 }
 
 template <ComputeScalar Scalar, StoredScalar Stored, class Selector>
@@ -102,18 +102,18 @@ void Workspace<Scalar, Stored, Selector>::choose_value_rows(Index layer) {
     const auto values_before = static_cast<Index>(m_value_rows.size());
     sequence.verified.begin = static_cast<Index>(m_verified.size());
     for (Index packed = sequence.packed.begin; packed < sequence.packed.end; ++packed) {
-      const Treatment wish = treatment(sequence, packed, layer);
-      m_recompute[static_cast<std::size_t>(packed)] = wish == Treatment::Recompute;
-      if (wish >= Treatment::Verify) m_value_rows.push_back(packed);
-      if (wish == Treatment::Verify) m_verified.push_back(packed);
+      const RowAction asked = action(sequence, packed, layer);
+      m_recompute[static_cast<std::size_t>(packed)] = asked == RowAction::Recompute;
+      if (asked >= RowAction::Verify) m_value_rows.push_back(packed);
+      if (asked == RowAction::Verify) m_verified.push_back(packed);
     }
     sequence.verified.end = static_cast<Index>(m_verified.size());
-    sequence.counts.value += static_cast<Index>(m_value_rows.size()) - values_before;
+    sequence.counts.values += static_cast<Index>(m_value_rows.size()) - values_before;
   }
   m_sums.resize(m_verified.size());
 }
 
-// Consecutive rows of one treatment go to the cache together: fresh values meet their old ones
+// Consecutive rows of one action go to the cache together: fresh values meet their old ones
 // once.
 template <ComputeScalar Scalar, StoredScalar Stored, class Selector>
 requires RowSelector<Selector, Scalar, Stored>
@@ -177,21 +177,21 @@ void Workspace<Scalar, Stored, Selector>::select_rows(Sequence& sequence) {
 
 template <ComputeScalar Scalar, StoredScalar Stored, class Selector>
 requires RowSelector<Selector, Scalar, Stored>
-void Workspace<Scalar, Stored, Selector>::choose_update_rows() {
-  m_update_rows.clear();
+void Workspace<Scalar, Stored, Selector>::choose_recompute_rows() {
+  m_recompute_rows.clear();
   m_recomputed.clear();
   m_positions.clear();
   for (Sequence& sequence : m_sequences) {
     const std::span<const std::int32_t> positions = sequence.cache->m_planner.positions();
-    sequence.recomputed.begin = static_cast<Index>(m_update_rows.size());
+    sequence.recomputed.begin = static_cast<Index>(m_recompute_rows.size());
     for (Index packed = sequence.packed.begin; packed < sequence.packed.end; ++packed) {
       if (m_recompute[static_cast<std::size_t>(packed)] == 0) continue;
-      m_update_rows.push_back(packed);
+      m_recompute_rows.push_back(packed);
       m_recomputed.push_back(row_of(packed));
       m_positions.push_back(positions[static_cast<std::size_t>(row_of(packed))]);
     }
-    sequence.recomputed.end = static_cast<Index>(m_update_rows.size());
-    sequence.counts.update += sequence.recomputed.size();
+    sequence.recomputed.end = static_cast<Index>(m_recompute_rows.size());
+    sequence.counts.recomputed += sequence.recomputed.size();
   }
 }
 
@@ -221,21 +221,21 @@ void Workspace<Scalar, Stored, Selector>::store_keys(MatrixView<const Scalar> k,
 
 template <ComputeScalar Scalar, StoredScalar Stored, class Selector>
 requires RowSelector<Selector, Scalar, Stored>
-void Workspace<Scalar, Stored, Selector>::add_updates(MatrixView<Scalar> x,
-                                                      MatrixView<const Scalar> u, Index layer) {
+void Workspace<Scalar, Stored, Selector>::add_deltas(MatrixView<Scalar> x,
+                                                     MatrixView<const Scalar> u, Index layer) {
   Index place = 0;  // in u
   for (const Sequence& sequence : m_sequences) {
-    const Rows stored = sequence.cache->stored_updates();
-    const MatrixView<Stored> updates = Cache::writable(sequence.cache->updates(layer));
+    const Range stored = sequence.cache->stored_deltas();
+    const MatrixView<Stored> deltas = Cache::writable(sequence.cache->deltas(layer));
     for (Index packed = sequence.packed.begin; packed < sequence.packed.end; ++packed) {
       const Index row = row_of(packed);
       if (m_recompute[static_cast<std::size_t>(packed)] == 0) {
-        base::add_row(updates.row(row - stored.begin), x.row(packed), x.cols);
+        base::add_row(deltas.row(row - stored.begin), x.row(packed), x.cols);
         continue;
       }
       base::add_row(u.row(place), x.row(packed), x.cols);
       if (stored.contains(row))
-        base::convert_row(u.row(place), updates.row(row - stored.begin), x.cols);
+        base::convert_row(u.row(place), deltas.row(row - stored.begin), x.cols);
       ++place;
     }
   }
@@ -251,19 +251,19 @@ void Workspace<Scalar, Stored, Selector>::reserve_scratch() {
   bool all_cached = true;
   for (const Sequence& sequence : m_sequences) {
     const StepPlan& plan = sequence.cache->m_planner.plan();
-    all_cached = all_cached && plan.cached_layers == Rows{0, model.layers};
-    for (const Treatment treatment : plan.rows) {
-      if (treatment >= Treatment::Verify) ++values;
-      if (treatment == Treatment::Recompute) ++recomputed;
+    all_cached = all_cached && plan.cached_layers == Range{0, model.layers};
+    for (const RowAction action : plan.rows) {
+      if (action >= RowAction::Verify) ++values;
+      if (action == RowAction::Recompute) ++recomputed;
     }
     selected += plan.verify_count;
   }
   const auto flow = static_cast<Index>(m_rows.size());
-  const Index updates = all_cached ? recomputed + selected : flow;
+  const Index deltas = all_cached ? recomputed + selected : flow;
   if (!all_cached) values = flow;  // outside its cached layers a plan recomputes all
   m_kv.ensure(values * model.kv_width);
-  m_queries.ensure(updates * model.query_width);
-  m_updates.ensure(updates * model.width);
+  m_queries.ensure(deltas * model.query_width);
+  m_deltas.ensure(deltas * model.width);
   if (recomputed < flow) m_gathered.ensure(values * model.width);  // else all lie together
 }
 

@@ -28,8 +28,8 @@ class TransformerLayerHandle {
                  MatrixView<float> q, MatrixView<float> k);
   /// x `[m, d]`, q `[m, heads * head_dim]` -> u `[m, d]` = attention + feed-forward output.
   template <StoredScalar Stored>
-  void update(MatrixView<const float> x, MatrixView<const float> q,
-              std::span<const Segment<Stored>> segments, MatrixView<float> u);
+  void delta(MatrixView<const float> x, MatrixView<const float> q,
+             std::span<const Segment<Stored>> segments, MatrixView<float> u);
 
  private:
   TransformerRunner* m_runner;
@@ -163,9 +163,8 @@ inline void TransformerLayerHandle::query_key(MatrixView<const float> x,
 }
 
 template <StoredScalar Stored>
-void TransformerLayerHandle::update(MatrixView<const float> x, MatrixView<const float> q,
-                                    std::span<const Segment<Stored>> segments,
-                                    MatrixView<float> u) {
+void TransformerLayerHandle::delta(MatrixView<const float> x, MatrixView<const float> q,
+                                   std::span<const Segment<Stored>> segments, MatrixView<float> u) {
   TransformerRunner& runner = *m_runner;
   const TransformerConfig& config = runner.config();
   runner.attend_rows(q, segments, runner.m_attended);

@@ -8,12 +8,12 @@
 namespace dllm_cache {
 
 /// The rule of diffuse-cpp (repository iafiscal1212/diffuse-cpp at 1d2bd6a, src/diffuse-cache.h,
-/// `compute_active_set`): a row flows while it is masked, when its token has changed, and for a few
-/// steps after that; all else keeps its keys and values.
+/// `compute_active_set`): a row is in the pass while it is masked, when its token has changed, and
+/// for a few steps after that; all else keeps its keys and values.
 ///
-/// Differs: with a shifted head the row that predicts a masked token flows too (the repository
-/// would read logits of a row that rests); a change seen by a full forward counts as a change; keys
-/// are kept per key head, not per query head.
+/// Differs: with a shifted head the row that predicts a masked token is in the pass too (the
+/// repository would read logits of a row that rests); a change seen by a full forward counts as a
+/// change; keys are kept per key head, not per query head.
 struct ChangedRowsPolicy {
   /// Steps for which a changed row goes on flowing, 0 to 65534; `cache_keep_active` (default 0).
   Index keep_active = 0;
@@ -39,7 +39,7 @@ struct ChangedRowsPolicy {
   }
 
   void plan(const StepContext& context, StepPlan& plan) const {
-    const Rows live = context.live();
+    const Range live = context.live();
     if (context.step % refresh_interval == 0) {
       plan.recompute(live);
       return;

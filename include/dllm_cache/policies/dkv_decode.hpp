@@ -8,12 +8,13 @@ namespace dllm_cache {
 /// dKV-Cache-Decode (Ma et al., arXiv 2505.15781; repository horseee/dKV-Cache at 49a76fc,
 /// llada_dkv_cache_decode.py and dream_generation_utils.py).
 ///
-/// A decoded token flows once more as itself, then its keys and values are kept; masked rows always
-/// flow. Without a shifted head the first two steps of a block and every `refresh_interval`-th
-/// recompute everything; with one (variant `un`) every `refresh_interval`-th step of the
-/// generation, and a row is kept once the token that it predicts is unmasked (the last row, which
-/// predicts none, always). Differs in work only: keys and values lie in place, so the repository's
-/// delayed store is the row's flowing once more. Its prefill, PD and greedy variants are not here.
+/// A decoded token is in the pass once more as itself, then its keys and values are kept; masked
+/// rows always flow. Without a shifted head the first two steps of a block and every
+/// `refresh_interval`-th recompute everything; with one (variant `un`) every `refresh_interval`-th
+/// step of the generation, and a row is kept once the token that it predicts is unmasked (the last
+/// row, which predicts none, always). Differs in work only: keys and values lie in place, so the
+/// repository's delayed store is the row's flowing once more. Its prefill, PD and greedy variants
+/// are not here.
 struct DkvDecodePolicy {
   /// Steps between full forwards, at least 1 (nothing is reused), or `never`;
   /// `cache_reloading_step` for LLaDA (default 1, scripts 2 to 8), `cache_steps` for Dream.
@@ -38,7 +39,7 @@ struct DkvDecodePolicy {
     const bool full = shift == 0
                           ? context.block_step <= 1 || context.block_step % refresh_interval == 0
                           : context.step % refresh_interval == 0;
-    const Rows live = context.live();
+    const Range live = context.live();
     if (full) {
       plan.recompute(live);
       return;

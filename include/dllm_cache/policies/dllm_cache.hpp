@@ -12,8 +12,8 @@ namespace dllm_cache {
 /// The prompt is recomputed every `prompt_interval` steps and the response every
 /// `response_interval`; in between, the values of all response rows are computed and the
 /// `trunc(R * ratio)` rows whose values turned most are recomputed in every layer.
-/// Differs from the repository in work only: prompt rows flow only when the prompt is due (with a
-/// shifted head the last of them always, since it predicts the first response token).
+/// Differs from the repository in work only: prompt rows are in the pass only when the prompt is
+/// due (with a shifted head the last of them always, since it predicts the first response token).
 /// For bidirectional attention: with blocks of attention the planner refuses its plans as long as
 /// the response reaches beyond the live rows.
 struct DllmCachePolicy {
@@ -25,7 +25,7 @@ struct DllmCachePolicy {
   /// Share of response rows recomputed in a verified step, in [0, 1]; rho, `transfer_ratio` (0.25).
   /// 0 reuses everything and verifies nothing.
   double ratio = 0.25;
-  /// Layer 0 recomputes every flowing row (in the repository since July 2025, commit 105ae18):
+  /// Layer 0 recomputes every row in the pass (in the repository since July 2025, commit 105ae18):
   /// without it the embedding of a token just committed may be ignored until it is selected, and
   /// masked rows, whose values there hang on no other row, are never selected.
   bool refresh_first_layer = true;
@@ -65,7 +65,7 @@ struct DllmCachePolicy {
     const Index carried = prompt_interval > 1 ? shape.prediction_shift : 0;
     const Index reused = response_interval > 1 ? shape.response : 0;
     return {.name = "dllm-cache",
-            .stored_updates = {shape.prompt - carried, shape.prompt + reused},
+            .stored_deltas = {shape.prompt - carried, shape.prompt + reused},
             .needs_block = recompute_block};
   }
 
@@ -88,15 +88,15 @@ struct DllmCachePolicy {
 
  private:
   // The active block; with a shifted head also the row before it, which predicts its first token.
-  static Rows block(const StepContext& context) {
-    const Rows block = context.active_block();
+  static Range block(const StepContext& context) {
+    const Range block = context.active_block();
     return {std::max<Index>(0, block.begin - context.shape.prediction_shift), block.end};
   }
 
   // How many response rows are recomputed anyhow.
   [[nodiscard]] Index block_rows(const StepContext& context) const {
     if (!recompute_block) return 0;
-    const Rows rows = block(context);
+    const Range rows = block(context);
     return std::max<Index>(0, rows.end - std::max(rows.begin, context.shape.prompt));
   }
 

@@ -12,9 +12,9 @@ namespace dllm_cache {
 ///
 /// Every block begins with a full forward; its other steps recompute the block alone, against the
 /// cached keys and values of what lies before and after. No options.
-/// Differs: with a shifted head the row before the block flows too, so that the block's first token
-/// is predicted like any other (the repository commits it from the full forward, whatever its
-/// confidence); a block that its first step finished costs no second forward.
+/// Differs: with a shifted head the row before the block is in the pass too, so that the block's
+/// first token is predicted like any other (the repository commits it from the full forward,
+/// whatever its confidence); a block that its first step finished costs no second forward.
 struct DualCachePolicy {
   [[nodiscard]] PolicyTraits traits(const SequenceShape&) const {
     return {.name = "dual", .needs_block = true};

@@ -19,7 +19,7 @@ struct FreeCachePolicy {
     return {.name = "freecache", .needs_block = true};
   }
   void plan(const StepContext& context, StepPlan& plan) const {
-    const Rows live = context.live();
+    const Range live = context.live();
     if (context.step == 0)
       plan.recompute(live);
     else

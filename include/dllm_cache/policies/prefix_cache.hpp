@@ -12,15 +12,15 @@ namespace dllm_cache {
 ///
 /// Every block begins with a full forward; its other steps recompute the block and everything after
 /// it, against the cached keys and values of what lies before. No options.
-/// Differs: with a shifted head the row before the block flows too, so that the block's first token
-/// is predicted like any other (the repository commits it from the full forward, whatever its
-/// confidence); a block that its first step finished costs no second forward.
+/// Differs: with a shifted head the row before the block is in the pass too, so that the block's
+/// first token is predicted like any other (the repository commits it from the full forward,
+/// whatever its confidence); a block that its first step finished costs no second forward.
 struct PrefixCachePolicy {
   [[nodiscard]] PolicyTraits traits(const SequenceShape&) const {
     return {.name = "prefix", .needs_block = true};
   }
   void plan(const StepContext& context, StepPlan& plan) const {
-    const Rows live = context.live();
+    const Range live = context.live();
     if (context.block_step == 0)
       plan.recompute(live);
     else

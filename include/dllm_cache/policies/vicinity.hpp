@@ -12,8 +12,8 @@ namespace dllm_cache {
 ///
 /// Some full forwards first; then every block but the first begins with a full forward, and all
 /// other steps recompute the block and a few rows on either side of it. Differs: with a shifted
-/// head at least the row before the block flows (the repository moves the whole block by one row);
-/// one forward a step, where the repository decodes twice after a refresh.
+/// head at least the row before the block is in the pass (the repository moves the whole block by
+/// one row); one forward a step, where the repository decodes twice after a refresh.
 struct VicinityPolicy {
   /// Rows before the block that are recomputed with it, at least 0; `prefix_look` (class default 0,
   /// serving 16).
@@ -46,7 +46,7 @@ struct VicinityPolicy {
   }
 
   void plan(const StepContext& context, StepPlan& plan) const {
-    const Rows live = context.live();
+    const Range live = context.live();
     const bool first_block = context.block.begin == context.shape.prompt;
     const bool due = context.block_step == 0 || context.step % refresh_interval == 0;
     if (context.step <= warmup_steps || (due && !first_block)) {

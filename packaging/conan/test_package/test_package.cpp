@@ -15,6 +15,7 @@ int main() {
   const auto config = nlohmann::json::parse(R"({"layers": 2})");
   if (dllm_cache::models::config_integer(config, "config.json", "layers", 1, 9) != 2) return 1;
 #endif
-  std::printf("dllm_cache %s: %td rows flow\n", dllm_cache::version.data(), pass.flow());
-  return pass.flow() == 8 ? 0 : 1;
+  std::printf("dllm_cache %s: %td rows are in the pass\n", dllm_cache::version.data(),
+              pass.row_count());
+  return pass.row_count() == 8 ? 0 : 1;
 }

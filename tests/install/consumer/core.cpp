@@ -22,8 +22,8 @@ struct CountingLayer {
     copy(x, q);
     copy(x, k);
   }
-  void update(MatrixView<const float> x, MatrixView<const float>, std::span<const Segment<float>>,
-              MatrixView<float> u) {
+  void delta(MatrixView<const float> x, MatrixView<const float>, std::span<const Segment<float>>,
+             MatrixView<float> u) {
     rows += x.rows;
     copy(x, u);
   }
@@ -39,10 +39,10 @@ int main() {
   Workspace<float> workspace;
   for (Index step = 0; step < steps; ++step) {
     auto pass = workspace.begin_step(cache);
-    RowMajorMatrix<float> x(pass.flow(), width);
+    RowMajorMatrix<float> x(pass.row_count(), width);
     x.setConstant(1.0F);
     pass.layer(layer, as_view(x));
   }
   std::printf("dllm_cache %s: %td of %td rows\n", version.data(), layer.rows, steps * tokens);
-  return layer.rows == cache.counts().update && layer.rows < steps * tokens ? 0 : 1;
+  return layer.rows == cache.counts().recomputed && layer.rows < steps * tokens ? 0 : 1;
 }

@@ -26,7 +26,7 @@ struct WantedRow {
 /// Logits of wanted rows and what they predict, in chunks of rows: there is no
 /// `[rows, vocabulary]` array, and logits are reduced while they are in a processor's cache.
 template <class Cache>
-class RowPredictor {
+class LogitsPass {
  public:
   using Wanted = WantedRow<Cache>;
 
@@ -35,18 +35,18 @@ class RowPredictor {
   /// Appends the prediction of each wanted row that can be committed to those of its sequence;
   /// hidden `[rows, width]` of the step. Calls `on_logits(id, row, logits)` after each row.
   template <class Model, class OnLogits>
-  void predict(Model& model, MatrixView<const float> hidden, std::span<const Wanted> wanted,
-               const OnLogits& on_logits) {
+  void sample(Model& model, MatrixView<const float> hidden, std::span<const Wanted> wanted,
+              const OnLogits& on_logits) {
     for (std::size_t begin = 0; begin < wanted.size(); begin += chunk_rows) {
       const std::size_t count = std::min<std::size_t>(chunk_rows, wanted.size() - begin);
-      predict_chunk(model, hidden, wanted.subspan(begin, count), on_logits);
+      run_chunk(model, hidden, wanted.subspan(begin, count), on_logits);
     }
   }
 
  private:
   template <class Model, class OnLogits>
-  void predict_chunk(Model& model, MatrixView<const float> hidden, std::span<const Wanted> chunk,
-                     const OnLogits& on_logits) {
+  void run_chunk(Model& model, MatrixView<const float> hidden, std::span<const Wanted> chunk,
+                 const OnLogits& on_logits) {
     m_places.clear();
     for (const Wanted& wanted : chunk) m_places.push_back(wanted.place);
     const MatrixView<float> logits = head(model, hidden, m_logits);
@@ -69,8 +69,8 @@ class RowPredictor {
       }
       on_logits(held.id, wanted.row, std::span<const float>(row));
       if (held.state.is_candidate(wanted.row))
-        held.state.predictions().push_back(m_predictor.predict(
-            wanted.row, row, held.state.prediction_rule(), held.state.random_key(wanted.row)));
+        held.state.predictions().push_back(m_sampler.sample(
+            wanted.row, row, held.state.sampling_rule(), held.state.random_key(wanted.row)));
     }
   }
 
@@ -100,7 +100,7 @@ class RowPredictor {
   }
 
   std::vector<Index> m_places;
-  Predictor m_predictor;
+  Sampler m_sampler;
   base::Buffer<float> m_gathered;
   base::Buffer<float> m_logits;
   base::Buffer<float> m_unconditional_logits;

@@ -7,10 +7,10 @@
 #include <utility>
 #include <vector>
 
+#include "dllm_cache/decoding/decoding_counts.hpp"
 #include "dllm_cache/decoding/guidance.hpp"
 #include "dllm_cache/decoding/sequence_state.hpp"
 #include "dllm_cache/plan.hpp"
-#include "dllm_cache/stats.hpp"
 
 // What a DenoisingLoop keeps of each of its sequences.
 namespace dllm_cache::detail {
@@ -77,7 +77,7 @@ struct UnconditionalRun {
   Cache cache;
   Guidance guidance;
   ChangeLog changes;
-  Rows block = {};
+  Range block = {};
   Index block_step = 0;
 };
 
@@ -91,10 +91,9 @@ struct LoopSequence {
         changes(state.tokens().size()) {}
 
   [[nodiscard]] bool runs() const { return !stopped && !state.finished(); }
-  [[nodiscard]] RowCounts counts() const {
-    RowCounts counts = cache ? cache->counts() : m_counts;
-    if (guided) counts += guided->cache.counts();
-    counts.head = head_rows;
+  [[nodiscard]] DecodingCounts counts() const {
+    DecodingCounts counts{cache ? cache->counts() : m_counts, logits_rows};
+    if (guided) counts.RowCounts::operator+=(guided->cache.counts());
     return counts;
   }
   [[nodiscard]] Index forwards() const {
@@ -108,7 +107,7 @@ struct LoopSequence {
     state = std::move(sequence);
     changes = std::move(log);
     guided = std::move(run);
-    head_rows = 0;
+    logits_rows = 0;
     stopped = false;
   }
   /// A copy with features of its own.
@@ -117,7 +116,7 @@ struct LoopSequence {
     copy.state.predictions().reserve(static_cast<std::size_t>(state.options().response));
     copy.changes = changes;
     if (guided) copy.guided.emplace(guided->clone());
-    copy.head_rows = head_rows;
+    copy.logits_rows = logits_rows;
     copy.stopped = stopped;
     return copy;
   }
@@ -125,7 +124,7 @@ struct LoopSequence {
   void save(SnapshotWriter& out) const {
     out.begin("run");
     changes.save(out);
-    out.number("head_rows", head_rows);
+    out.number("logits_rows", logits_rows);
     out.number("stopped", stopped);
     out.finish();
     cache->save(out);
@@ -134,7 +133,7 @@ struct LoopSequence {
   void restore(SnapshotReader& in) {
     in.begin("run");
     changes.restore(in);
-    head_rows = in.number<Index>("head_rows", 0, most_counted);
+    logits_rows = in.number<Index>("logits_rows", 0, most_counted);
     stopped = in.flag("stopped");
     in.finish();
     cache->restore(in);
@@ -156,7 +155,7 @@ struct LoopSequence {
   std::optional<Cache> cache;  ///< None once released.
   ChangeLog changes;
   std::optional<UnconditionalRun<Cache>> guided;
-  Index head_rows = 0;
+  Index logits_rows = 0;
   bool stopped = false;
 
  private:
