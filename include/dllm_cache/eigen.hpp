@@ -5,7 +5,7 @@
 
 #include "dllm_cache/base/matrix_view.hpp"
 
-namespace dllm_cache {
+namespace dllm_cache::inline v0_1 {
 
 /// Row-major Eigen matrix `[rows, cols]` with the element type of a view.
 template <class T>
@@ -40,4 +40,4 @@ requires(static_cast<bool>(Derived::IsRowMajor))
 template <class Derived>
 void as_view(const Eigen::PlainObjectBase<Derived>&& matrix) = delete;
 
-}  // namespace dllm_cache
+}  // namespace dllm_cache::inline v0_1

@@ -11,7 +11,7 @@
 #include "dllm_cache/step_planner.hpp"
 #include "dllm_cache/vverify_selector.hpp"
 
-namespace dllm_cache {
+namespace dllm_cache::inline v0_1 {
 
 /// Widths of a model as the cache needs to know them.
 struct ModelShape {
@@ -282,4 +282,4 @@ class FeatureCache {
   RowCounts m_counts;
 };
 
-}  // namespace dllm_cache
+}  // namespace dllm_cache::inline v0_1

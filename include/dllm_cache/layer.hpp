@@ -8,7 +8,7 @@
 
 #include "dllm_cache/base/matrix_view.hpp"
 
-namespace dllm_cache {
+namespace dllm_cache::inline v0_1 {
 
 /// Rows `[begin, end)` of the matrix `x` given to `delta` that all see the same keys.
 ///
@@ -75,4 +75,4 @@ template <class Value, class QueryKey, class Update>
   return {std::move(value), std::move(query_key), std::move(delta)};
 }
 
-}  // namespace dllm_cache
+}  // namespace dllm_cache::inline v0_1

@@ -12,7 +12,7 @@
 #include "dllm_cache/base/error.hpp"
 #include "dllm_cache/base/matrix_view.hpp"
 
-namespace dllm_cache {
+namespace dllm_cache::inline v0_1 {
 
 /// Half-open range `[begin, end)` of rows of one sequence, or of layers.
 struct Range {
@@ -181,4 +181,4 @@ inline constexpr Index never = std::numeric_limits<Index>::max();
 /// The largest step or count that a sequence can be resumed with: from there no run overflows.
 inline constexpr Index most_counted = never / 4;
 
-}  // namespace dllm_cache
+}  // namespace dllm_cache::inline v0_1

@@ -13,7 +13,7 @@
 
 #include "dllm_cache/plan.hpp"
 
-namespace dllm_cache {
+namespace dllm_cache::inline v0_1 {
 
 /// What a policy says about itself once, before the first step.
 struct PolicyTraits {
@@ -161,4 +161,4 @@ class AnyPolicy {
   return traits;
 }
 
-}  // namespace dllm_cache
+}  // namespace dllm_cache::inline v0_1

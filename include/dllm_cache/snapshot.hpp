@@ -25,7 +25,7 @@
 // checksum of all of these; numbers and arrays lie in the byte order of the machine that wrote
 // them, which the version's bytes tell. Snapshots move between runs and processes of one version of
 // this library; they are no archive format.
-namespace dllm_cache {
+namespace dllm_cache::inline v0_1 {
 
 namespace detail {
 inline constexpr std::string_view snapshot_magic = "dllmsnap";
@@ -230,4 +230,4 @@ class SnapshotReader {
   base::Checksum m_checksum;
 };
 
-}  // namespace dllm_cache
+}  // namespace dllm_cache::inline v0_1

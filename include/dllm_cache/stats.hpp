@@ -3,7 +3,7 @@
 
 #include "dllm_cache/base/matrix_view.hpp"
 
-namespace dllm_cache {
+namespace dllm_cache::inline v0_1 {
 
 /// Work done in committed steps, in rows; plain numbers, add them as you like.
 struct RowCounts {
@@ -20,4 +20,4 @@ struct RowCounts {
   friend bool operator==(const RowCounts&, const RowCounts&) = default;
 };
 
-}  // namespace dllm_cache
+}  // namespace dllm_cache::inline v0_1

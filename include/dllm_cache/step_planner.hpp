@@ -8,7 +8,7 @@
 
 #include "dllm_cache/policy.hpp"
 
-namespace dllm_cache {
+namespace dllm_cache::inline v0_1 {
 
 /// Plans the steps of one sequence: policy, step counter, staleness and validity checks, without
 /// any features. FeatureCache is built on it; a runtime that keeps its features elsewhere (on a
@@ -240,4 +240,4 @@ class StepPlanner {
   bool m_open = false;
 };
 
-}  // namespace dllm_cache
+}  // namespace dllm_cache::inline v0_1

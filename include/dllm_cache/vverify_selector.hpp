@@ -9,7 +9,7 @@
 #include "dllm_cache/base/error.hpp"
 #include "dllm_cache/base/scalar.hpp"
 
-namespace dllm_cache {
+namespace dllm_cache::inline v0_1 {
 
 /// What one pass over a fresh and a cached value row leaves behind: enough for their cosine.
 /// A tensor-parallel runtime adds these three numbers over its ranks at the end of accumulate().
@@ -181,4 +181,4 @@ class VVerifySelector {
   std::vector<double> m_ordered;
 };
 
-}  // namespace dllm_cache
+}  // namespace dllm_cache::inline v0_1

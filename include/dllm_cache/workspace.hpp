@@ -10,7 +10,7 @@
 #include "dllm_cache/feature_cache.hpp"
 #include "dllm_cache/layer.hpp"
 
-namespace dllm_cache {
+namespace dllm_cache::inline v0_1 {
 
 template <ComputeScalar Scalar, StoredScalar Stored, class Selector>
 requires RowSelector<Selector, Scalar, Stored>
@@ -223,6 +223,6 @@ class [[nodiscard]] Pass {
   bool m_open = true;
 };
 
-}  // namespace dllm_cache
+}  // namespace dllm_cache::inline v0_1
 
 #include "dllm_cache/detail/workspace_step.hpp"  // the definitions

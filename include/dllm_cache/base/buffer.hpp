@@ -8,7 +8,7 @@
 
 #include "dllm_cache/base/matrix_view.hpp"
 
-namespace dllm_cache::base {
+namespace dllm_cache::inline v0_1::base {
 
 /// Memory of trivial elements that grows and never shrinks, aligned to a cache line.
 ///
@@ -69,4 +69,4 @@ class Buffer {
   Index m_capacity = 0;
 };
 
-}  // namespace dllm_cache::base
+}  // namespace dllm_cache::inline v0_1::base

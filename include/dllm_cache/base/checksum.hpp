@@ -9,7 +9,7 @@
 
 #include "dllm_cache/base/mix_bits.hpp"
 
-namespace dllm_cache::base {
+namespace dllm_cache::inline v0_1::base {
 
 /// 64-bit checksum against accidents, not against forgers: of the pieces in order, each with its
 /// length. Pieces cut otherwise give another sum.
@@ -48,4 +48,4 @@ class Checksum {
   std::array<std::uint64_t, lanes> m_lanes = {1, 2, 3, 4};
 };
 
-}  // namespace dllm_cache::base
+}  // namespace dllm_cache::inline v0_1::base

@@ -13,7 +13,7 @@
 #include <type_traits>
 
 // Messages are put together here, out of line, so that the paths that never throw stay short.
-namespace dllm_cache::base {
+namespace dllm_cache::inline v0_1::base {
 
 /// Joins the parts with `<<`; a number with a point is written so that no other reads the same.
 template <class... Parts>
@@ -45,4 +45,4 @@ template <class... Parts>
   throw std::logic_error(text(parts...));
 }
 
-}  // namespace dllm_cache::base
+}  // namespace dllm_cache::inline v0_1::base

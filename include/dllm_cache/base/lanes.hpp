@@ -11,7 +11,7 @@
 
 // Sixteen numbers at a time with the vector types of g++ and clang: they stay in registers, which
 // small Eigen arrays do not, and compile to whatever the target has.
-namespace dllm_cache::base {
+namespace dllm_cache::inline v0_1::base {
 
 inline constexpr Index lane_count = 16;
 
@@ -63,4 +63,4 @@ inline void store_lanes(const Lanes<Scalar>& from, Stored* to) {
   }
 }
 
-}  // namespace dllm_cache::base
+}  // namespace dllm_cache::inline v0_1::base

@@ -8,7 +8,7 @@
 #include <sys/mman.h>
 #endif
 
-namespace dllm_cache {
+namespace dllm_cache::inline v0_1 {
 
 /// Memory for features of long sequences: asks Linux to back large blocks with 2 MiB pages, and
 /// passes everything else, and all of it elsewhere, on to `upstream`.
@@ -55,4 +55,4 @@ class LargePages : public std::pmr::memory_resource {
   return &pages;
 }
 
-}  // namespace dllm_cache
+}  // namespace dllm_cache::inline v0_1

@@ -4,7 +4,7 @@
 #include <cstddef>
 #include <type_traits>
 
-namespace dllm_cache {
+namespace dllm_cache::inline v0_1 {
 
 /// Signed count or position of rows, columns, layers and steps.
 using Index = std::ptrdiff_t;
@@ -40,4 +40,4 @@ template <class T>
   return {data, rows, cols, cols};
 }
 
-}  // namespace dllm_cache
+}  // namespace dllm_cache::inline v0_1

@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-namespace dllm_cache::base {
+namespace dllm_cache::inline v0_1::base {
 
 /// Finaliser of SplitMix64 (Steele, Lea, Flood 2014): every bit of the input moves every bit.
 [[nodiscard]] constexpr std::uint64_t mix_bits(std::uint64_t bits) {
@@ -13,4 +13,4 @@ namespace dllm_cache::base {
   return bits ^ (bits >> 31);
 }
 
-}  // namespace dllm_cache::base
+}  // namespace dllm_cache::inline v0_1::base

@@ -10,7 +10,7 @@
 #include "dllm_cache/base/lanes.hpp"
 #include "dllm_cache/base/matrix_view.hpp"
 
-namespace dllm_cache {
+namespace dllm_cache::inline v0_1 {
 
 /// Scalars that layers compute in: float or double.
 template <class T>
@@ -57,4 +57,4 @@ void add_row(const From* from, Scalar* to, Index count) {
 }
 
 }  // namespace base
-}  // namespace dllm_cache
+}  // namespace dllm_cache::inline v0_1

@@ -8,7 +8,7 @@
 
 #include "dllm_cache/decoding/sampler.hpp"
 
-namespace dllm_cache {
+namespace dllm_cache::inline v0_1 {
 
 /// Where a sequence stands within its active block.
 struct BlockProgress {
@@ -184,4 +184,4 @@ inline void check_rule(const CommitRule& rule) {
   return std::clamp<Index>(wanted, 0, static_cast<Index>(ordered.size()));
 }
 
-}  // namespace dllm_cache
+}  // namespace dllm_cache::inline v0_1

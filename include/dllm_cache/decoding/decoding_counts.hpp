@@ -3,7 +3,7 @@
 
 #include "dllm_cache/stats.hpp"
 
-namespace dllm_cache {
+namespace dllm_cache::inline v0_1 {
 
 /// Work done in the committed steps of a sequence that is decoded: that of its layers, and the rows
 /// whose logits were computed, summed over steps.
@@ -18,4 +18,4 @@ struct DecodingCounts : RowCounts {
   friend bool operator==(const DecodingCounts&, const DecodingCounts&) = default;
 };
 
-}  // namespace dllm_cache
+}  // namespace dllm_cache::inline v0_1

@@ -5,7 +5,7 @@
 
 #include "dllm_cache/decoding/commit_rule.hpp"
 
-namespace dllm_cache {
+namespace dllm_cache::inline v0_1 {
 
 /// How one sequence is decoded.
 struct DecodingOptions {
@@ -28,4 +28,4 @@ struct DecodingOptions {
   std::uint64_t sequence = 0;  ///< Number of the sequence for random numbers.
 };
 
-}  // namespace dllm_cache
+}  // namespace dllm_cache::inline v0_1

@@ -18,7 +18,7 @@
 #include "dllm_cache/decoding/step_report.hpp"
 #include "dllm_cache/workspace.hpp"
 
-namespace dllm_cache {
+namespace dllm_cache::inline v0_1 {
 
 /// Denoises any number of sequences together, each with its own options and cache policy.
 ///
@@ -453,4 +453,4 @@ class DenoisingLoop {
   base::Buffer<float> m_hidden;
 };
 
-}  // namespace dllm_cache
+}  // namespace dllm_cache::inline v0_1

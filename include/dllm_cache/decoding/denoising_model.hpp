@@ -9,7 +9,7 @@
 #include "dllm_cache/feature_cache.hpp"
 #include "dllm_cache/layer.hpp"
 
-namespace dllm_cache {
+namespace dllm_cache::inline v0_1 {
 
 /// Part of DenoisingModel: write `ModelShape shape() const`, `Index vocabulary() const` (logits a
 /// row), `Index prediction_shift() const` (0, or 1 when row i - 1 predicts token i) and
@@ -52,4 +52,4 @@ template <class M, class Stored = float>
 concept DenoisingModel =
     DescribesModel<M> && EmbedsTokens<M> && HasLayers<M, Stored> && ComputesLogits<M>;
 
-}  // namespace dllm_cache
+}  // namespace dllm_cache::inline v0_1

@@ -8,7 +8,7 @@
 #include "dllm_cache/base/error.hpp"
 #include "dllm_cache/base/matrix_view.hpp"
 
-namespace dllm_cache {
+namespace dllm_cache::inline v0_1 {
 
 /// Classifier-free guidance with a cached residual: guided = conditional + scale * residual, where
 /// the residual (conditional - unconditional logits) is refreshed now and then only.
@@ -69,4 +69,4 @@ class Guidance {
   std::vector<float> m_residual;
 };
 
-}  // namespace dllm_cache
+}  // namespace dllm_cache::inline v0_1

@@ -7,7 +7,7 @@
 
 #include "dllm_cache/base/mix_bits.hpp"
 
-namespace dllm_cache {
+namespace dllm_cache::inline v0_1 {
 
 /// Names one row of one step of one sequence: random numbers depend on nothing else, so that a
 /// batch draws what single runs draw, in whatever order.
@@ -47,4 +47,4 @@ class RowRandom {
   std::uint64_t m_base;
 };
 
-}  // namespace dllm_cache
+}  // namespace dllm_cache::inline v0_1

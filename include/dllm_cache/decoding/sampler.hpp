@@ -15,7 +15,7 @@
 #include "dllm_cache/base/matrix_view.hpp"
 #include "dllm_cache/decoding/random.hpp"
 
-namespace dllm_cache {
+namespace dllm_cache::inline v0_1 {
 
 /// No token: nothing is excluded, there is no end of text, and so on.
 inline constexpr std::int32_t no_token = -1;
@@ -189,4 +189,4 @@ class Sampler {
   std::vector<Index> m_order;
 };
 
-}  // namespace dllm_cache
+}  // namespace dllm_cache::inline v0_1

@@ -13,7 +13,7 @@
 #include "dllm_cache/decoding/detail/options_snapshot.hpp"
 #include "dllm_cache/plan.hpp"
 
-namespace dllm_cache {
+namespace dllm_cache::inline v0_1 {
 
 /// Tokens that mean something to the loop.
 struct SpecialTokens {
@@ -293,4 +293,4 @@ class SequenceState {
   bool m_finished = false;
 };
 
-}  // namespace dllm_cache
+}  // namespace dllm_cache::inline v0_1

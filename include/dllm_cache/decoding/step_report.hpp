@@ -8,7 +8,7 @@
 #include "dllm_cache/decoding/sampler.hpp"
 #include "dllm_cache/plan.hpp"
 
-namespace dllm_cache {
+namespace dllm_cache::inline v0_1 {
 
 /// What one step did to one sequence; the spans are valid during the callback only.
 struct StepReport {
@@ -28,4 +28,4 @@ concept TakesReports = std::is_invocable_v<F&, const StepReport&> &&
     (std::is_void_v<std::invoke_result_t<F&, const StepReport&>> ||
      std::is_convertible_v<std::invoke_result_t<F&, const StepReport&>, bool>);
 
-}  // namespace dllm_cache
+}  // namespace dllm_cache::inline v0_1

@@ -14,7 +14,7 @@
 #include "dllm_cache/step_planner.hpp"
 
 // What a snapshot of features says about them before any are read.
-namespace dllm_cache::detail {
+namespace dllm_cache::inline v0_1::detail {
 
 /// Name of a scalar type.
 template <class T>
@@ -76,4 +76,4 @@ void for_each_run(std::span<const std::uint8_t> flags, const Part& part) {
   }
 }
 
-}  // namespace dllm_cache::detail
+}  // namespace dllm_cache::inline v0_1::detail

@@ -4,7 +4,7 @@
 #include "dllm_cache/workspace.hpp"
 
 // How a step is carried out: the definitions of Workspace. Read run_layer first.
-namespace dllm_cache {
+namespace dllm_cache::inline v0_1 {
 
 template <ComputeScalar Scalar, StoredScalar Stored, class Selector>
 requires RowSelector<Selector, Scalar, Stored>
@@ -283,4 +283,4 @@ auto Workspace<Scalar, Stored, Selector>::gather(MatrixView<const Scalar> x,
   return gathered;
 }
 
-}  // namespace dllm_cache
+}  // namespace dllm_cache::inline v0_1

@@ -8,7 +8,7 @@
 #include "dllm_cache/models/load_parts.hpp"
 #include "dllm_cache/models/transformer_model.hpp"
 
-namespace dllm_cache::models {
+namespace dllm_cache::inline v0_1::models {
 
 /// Reads a Dream checkpoint (Dream-v0-Base/Instruct-7B and kin): Qwen2-style config keys and tensor
 /// names, biases on queries, keys and values, a head that predicts the next row's token.
@@ -89,4 +89,4 @@ namespace dllm_cache::models {
   return model;
 }
 
-}  // namespace dllm_cache::models
+}  // namespace dllm_cache::inline v0_1::models

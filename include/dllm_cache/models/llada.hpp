@@ -8,7 +8,7 @@
 #include "dllm_cache/models/load_parts.hpp"
 #include "dllm_cache/models/transformer_model.hpp"
 
-namespace dllm_cache::models {
+namespace dllm_cache::inline v0_1::models {
 
 /// Reads a LLaDA checkpoint (LLaDA-8B-Base/Instruct, LLaDA-1.5 and their kin): config keys and
 /// tensor names of `LLaDAModelLM` (GSAI-ML). Weights stay mapped; norms and biases are read.
@@ -101,4 +101,4 @@ namespace dllm_cache::models {
   return model;
 }
 
-}  // namespace dllm_cache::models
+}  // namespace dllm_cache::inline v0_1::models

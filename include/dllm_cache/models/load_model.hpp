@@ -9,7 +9,7 @@
 #include "dllm_cache/models/llada.hpp"
 #include "dllm_cache/models/transformer_runner.hpp"
 
-namespace dllm_cache::models {
+namespace dllm_cache::inline v0_1::models {
 
 /// Opens a Hugging Face checkpoint folder and reads the model that its config.json names.
 ///
@@ -24,4 +24,4 @@ namespace dllm_cache::models {
                         &folder.config().at("model_type"));
 }
 
-}  // namespace dllm_cache::models
+}  // namespace dllm_cache::inline v0_1::models

@@ -7,7 +7,7 @@
 #include "dllm_cache/models/transformer_model.hpp"
 
 // What the loaders of all models share.
-namespace dllm_cache::models {
+namespace dllm_cache::inline v0_1::models {
 
 namespace detail {
 
@@ -60,4 +60,4 @@ inline Linear load_head(const CheckpointFolder& folder, const std::string& name,
 
 }  // namespace detail
 
-}  // namespace dllm_cache::models
+}  // namespace dllm_cache::inline v0_1::models

@@ -12,7 +12,7 @@
 #include "dllm_cache/models/compute/linear.hpp"
 #include "dllm_cache/models/compute/row_operations.hpp"
 
-namespace dllm_cache::models {
+namespace dllm_cache::inline v0_1::models {
 
 /// What LLaDA and Dream have in common: a pre-norm transformer with rotary embedding, grouped
 /// queries and a gated feed-forward. Read from config.json by the loaders, which check the ranges.
@@ -50,4 +50,4 @@ struct TransformerModel {
   std::shared_ptr<const void> lifetime;  ///< Keeps the mapped weights alive.
 };
 
-}  // namespace dllm_cache::models
+}  // namespace dllm_cache::inline v0_1::models

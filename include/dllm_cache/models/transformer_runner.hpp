@@ -11,7 +11,7 @@
 #include "dllm_cache/models/compute/onednn_attention.hpp"
 #endif
 
-namespace dllm_cache::models {
+namespace dllm_cache::inline v0_1::models {
 
 class TransformerRunner;
 
@@ -190,4 +190,4 @@ void TransformerLayerHandle::delta(MatrixView<const float> x, MatrixView<const f
   add_rows(residual, u, runner.m_team);
 }
 
-}  // namespace dllm_cache::models
+}  // namespace dllm_cache::inline v0_1::models

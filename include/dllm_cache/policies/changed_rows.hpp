@@ -5,7 +5,7 @@
 
 #include "dllm_cache/policy.hpp"
 
-namespace dllm_cache {
+namespace dllm_cache::inline v0_1 {
 
 /// The rule of diffuse-cpp (repository iafiscal1212/diffuse-cpp at 1d2bd6a, src/diffuse-cache.h,
 /// `compute_active_set`): a row is in the pass while it is masked, when its token has changed, and
@@ -54,4 +54,4 @@ struct ChangedRowsPolicy {
   }
 };
 
-}  // namespace dllm_cache
+}  // namespace dllm_cache::inline v0_1

@@ -3,7 +3,7 @@
 
 #include "dllm_cache/policy.hpp"
 
-namespace dllm_cache {
+namespace dllm_cache::inline v0_1 {
 
 /// dKV-Cache-Decode (Ma et al., arXiv 2505.15781; repository horseee/dKV-Cache at 49a76fc,
 /// llada_dkv_cache_decode.py and dream_generation_utils.py).
@@ -52,4 +52,4 @@ struct DkvDecodePolicy {
   }
 };
 
-}  // namespace dllm_cache
+}  // namespace dllm_cache::inline v0_1

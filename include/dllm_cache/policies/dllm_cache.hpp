@@ -5,7 +5,7 @@
 
 #include "dllm_cache/policy.hpp"
 
-namespace dllm_cache {
+namespace dllm_cache::inline v0_1 {
 
 /// dLLM-Cache (Liu et al., arXiv 2506.06295; repository maomaocun/dLLM-cache at 17235bf).
 ///
@@ -105,4 +105,4 @@ struct DllmCachePolicy {
   }
 };
 
-}  // namespace dllm_cache
+}  // namespace dllm_cache::inline v0_1

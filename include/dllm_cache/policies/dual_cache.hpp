@@ -5,7 +5,7 @@
 
 #include "dllm_cache/policy.hpp"
 
-namespace dllm_cache {
+namespace dllm_cache::inline v0_1 {
 
 /// Dual cache of Fast-dLLM (Wu et al., arXiv 2505.22618; repository NVlabs/Fast-dLLM at 24cc59e,
 /// `generate_with_dual_cache` in llada/generate.py).
@@ -28,4 +28,4 @@ struct DualCachePolicy {
   }
 };
 
-}  // namespace dllm_cache
+}  // namespace dllm_cache::inline v0_1

@@ -5,7 +5,7 @@
 
 #include "dllm_cache/policy.hpp"
 
-namespace dllm_cache {
+namespace dllm_cache::inline v0_1 {
 
 /// FreeCache of FlashDLM (Hu et al., arXiv 2505.21467; repository ZhanqiuHu/flash-dlm-experimental
 /// at 387beab, src/model/dream_flash/generation_utils.py).
@@ -28,4 +28,4 @@ struct FreeCachePolicy {
   }
 };
 
-}  // namespace dllm_cache
+}  // namespace dllm_cache::inline v0_1

@@ -5,7 +5,7 @@
 
 #include "dllm_cache/policy.hpp"
 
-namespace dllm_cache {
+namespace dllm_cache::inline v0_1 {
 
 /// Prefix cache of Fast-dLLM (Wu et al., arXiv 2505.22618; repository NVlabs/Fast-dLLM at 24cc59e,
 /// `generate_with_prefix_cache` in llada/generate.py).
@@ -29,4 +29,4 @@ struct PrefixCachePolicy {
   }
 };
 
-}  // namespace dllm_cache
+}  // namespace dllm_cache::inline v0_1

@@ -6,7 +6,7 @@
 #include "dllm_cache/policy.hpp"
 
 // Policies by what is wanted, as measured on the bundled model (bench/RESULTS.md).
-namespace dllm_cache {
+namespace dllm_cache::inline v0_1 {
 
 /// Answers first: nothing is cached, every answer is the model's own.
 [[nodiscard]] inline NoCache exact_policy() { return {}; }
@@ -29,4 +29,4 @@ namespace dllm_cache {
 /// by blocks.
 [[nodiscard]] inline DualCachePolicy fastest_policy() { return {}; }
 
-}  // namespace dllm_cache
+}  // namespace dllm_cache::inline v0_1

@@ -5,7 +5,7 @@
 
 #include "dllm_cache/policy.hpp"
 
-namespace dllm_cache {
+namespace dllm_cache::inline v0_1 {
 
 /// Vicinity refresh of dInfer (Ma et al., arXiv 2510.08666; repository inclusionAI/dInfer at
 /// fce4e32, `VicinityCacheDiffusionLLM` in python/dinfer/decoding/generate_uniform.py).
@@ -60,4 +60,4 @@ struct VicinityPolicy {
   }
 };
 
-}  // namespace dllm_cache
+}  // namespace dllm_cache::inline v0_1

@@ -12,7 +12,7 @@
 #include "dllm_cache/decoding/detail/loop_sequence.hpp"
 #include "dllm_cache/decoding/sampler.hpp"
 
-namespace dllm_cache::detail {
+namespace dllm_cache::inline v0_1::detail {
 
 /// A row of a sequence whose logits are wanted, by its places in the hidden states of a step.
 template <class Cache>
@@ -106,4 +106,4 @@ class LogitsPass {
   base::Buffer<float> m_unconditional_logits;
 };
 
-}  // namespace dllm_cache::detail
+}  // namespace dllm_cache::inline v0_1::detail

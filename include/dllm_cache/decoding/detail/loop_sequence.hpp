@@ -13,7 +13,7 @@
 #include "dllm_cache/plan.hpp"
 
 // What a DenoisingLoop keeps of each of its sequences.
-namespace dllm_cache::detail {
+namespace dllm_cache::inline v0_1::detail {
 
 /// Which rows' tokens changed, as seen by one run of a sequence (see StepInput).
 struct ChangeLog {
@@ -163,4 +163,4 @@ struct LoopSequence {
   Index m_forwards = 0;
 };
 
-}  // namespace dllm_cache::detail
+}  // namespace dllm_cache::inline v0_1::detail

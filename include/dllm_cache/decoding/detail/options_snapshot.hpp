@@ -9,7 +9,7 @@
 #include "dllm_cache/snapshot.hpp"
 
 // Decoding options in a snapshot. Ranges are checked by SequenceState, as for any caller.
-namespace dllm_cache::detail {
+namespace dllm_cache::inline v0_1::detail {
 
 /// Calls `field(name, member)` for every number of the options but the commit rule, in order.
 template <class Options, class Field>
@@ -79,4 +79,4 @@ template <std::size_t... Places>
   return options;
 }
 
-}  // namespace dllm_cache::detail
+}  // namespace dllm_cache::inline v0_1::detail

@@ -20,7 +20,7 @@
 #include "dllm_cache/models/checkpoint/safetensors_file.hpp"
 #include "dllm_cache/models/checkpoint/tensor.hpp"
 
-namespace dllm_cache::models {
+namespace dllm_cache::inline v0_1::models {
 
 /// A checkpoint folder of Hugging Face: config.json and the weights in safetensors files.
 ///
@@ -195,4 +195,4 @@ class CheckpointFolder {
   std::shared_ptr<const Contents> m_contents;
 };
 
-}  // namespace dllm_cache::models
+}  // namespace dllm_cache::inline v0_1::models

@@ -18,7 +18,7 @@
 // Python writes null for None. All throw std::runtime_error naming file, key, what is legal and
 // what was found; `file` serves for these messages only.
 
-namespace dllm_cache::models {
+namespace dllm_cache::inline v0_1::models {
 
 namespace detail {
 
@@ -136,4 +136,4 @@ inline std::string config_string(const nlohmann::json& config, const std::filesy
   return *std::move(value);
 }
 
-}  // namespace dllm_cache::models
+}  // namespace dllm_cache::inline v0_1::models

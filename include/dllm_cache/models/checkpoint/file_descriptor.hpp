@@ -5,7 +5,7 @@
 
 #include <utility>
 
-namespace dllm_cache::models::detail {
+namespace dllm_cache::inline v0_1::models::detail {
 
 // Owns a POSIX file descriptor; -1 is none.
 class FileDescriptor {
@@ -30,4 +30,4 @@ class FileDescriptor {
   int m_descriptor;
 };
 
-}  // namespace dllm_cache::models::detail
+}  // namespace dllm_cache::inline v0_1::models::detail

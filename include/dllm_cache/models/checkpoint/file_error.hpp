@@ -8,7 +8,7 @@
 #include <string_view>
 #include <system_error>
 
-namespace dllm_cache::models::detail {
+namespace dllm_cache::inline v0_1::models::detail {
 
 // (Not `quoted`, which std::quoted would take over for a std::string.)
 // Puts text that a file chose into a message: cut and without control bytes, because a hostile
@@ -55,4 +55,4 @@ inline std::string in_quotes(std::string_view text) {
   refuse_file(path, std::string(action) + " failed: " + std::generic_category().message(error));
 }
 
-}  // namespace dllm_cache::models::detail
+}  // namespace dllm_cache::inline v0_1::models::detail

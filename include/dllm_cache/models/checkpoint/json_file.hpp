@@ -12,7 +12,7 @@
 #include "dllm_cache/models/checkpoint/file_error.hpp"
 #include "dllm_cache/models/checkpoint/mapped_file.hpp"
 
-namespace dllm_cache::models {
+namespace dllm_cache::inline v0_1::models {
 
 /// The deepest nesting of objects and arrays that is read. A safetensors header has 3 levels and
 /// a config.json a few more; code that walks or copies JSON recurses once a level.
@@ -119,4 +119,4 @@ inline nlohmann::json read_json_object(const std::filesystem::path& path) {
   return result;
 }
 
-}  // namespace dllm_cache::models
+}  // namespace dllm_cache::inline v0_1::models

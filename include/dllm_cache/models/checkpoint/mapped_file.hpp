@@ -15,7 +15,7 @@
 #include "dllm_cache/models/checkpoint/file_descriptor.hpp"
 #include "dllm_cache/models/checkpoint/file_error.hpp"
 
-namespace dllm_cache::models {
+namespace dllm_cache::inline v0_1::models {
 
 /// A whole file, mapped read-only into memory (POSIX mmap); unmapped by the destructor.
 ///
@@ -71,4 +71,4 @@ class MappedFile {
   std::size_t m_size = 0;
 };
 
-}  // namespace dllm_cache::models
+}  // namespace dllm_cache::inline v0_1::models

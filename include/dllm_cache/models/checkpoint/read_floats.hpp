@@ -10,7 +10,7 @@
 #include "dllm_cache/base/scalar.hpp"
 #include "dllm_cache/models/checkpoint/tensor.hpp"
 
-namespace dllm_cache::models {
+namespace dllm_cache::inline v0_1::models {
 
 /// Refuses a tensor that is not F32, F16 or BF16 with std::runtime_error naming it.
 inline void check_float(const Tensor& tensor) {
@@ -59,4 +59,4 @@ inline void read_floats(const Tensor& tensor, Index from, Index count, float* to
   return elements;
 }
 
-}  // namespace dllm_cache::models
+}  // namespace dllm_cache::inline v0_1::models

@@ -20,7 +20,7 @@
 #include "dllm_cache/models/checkpoint/tensor.hpp"
 #include "dllm_cache/models/checkpoint/tensor_entry.hpp"
 
-namespace dllm_cache::models {
+namespace dllm_cache::inline v0_1::models {
 
 /// A safetensors file, mapped read-only and checked whole before the first tensor is handed out.
 ///
@@ -175,4 +175,4 @@ class SafetensorsFile {
   std::map<std::string, std::string> m_metadata;
 };
 
-}  // namespace dllm_cache::models
+}  // namespace dllm_cache::inline v0_1::models

@@ -11,7 +11,7 @@
 #include <string_view>
 #include <vector>
 
-namespace dllm_cache::models {
+namespace dllm_cache::inline v0_1::models {
 
 /// Element types of the safetensors format that take whole bytes.
 ///
@@ -150,4 +150,4 @@ inline std::optional<std::uint64_t> tensor_bytes(TensorType type,
 }
 
 }  // namespace detail
-}  // namespace dllm_cache::models
+}  // namespace dllm_cache::inline v0_1::models

@@ -17,7 +17,7 @@
 #include "dllm_cache/models/checkpoint/json_file.hpp"
 #include "dllm_cache/models/checkpoint/tensor.hpp"
 
-namespace dllm_cache::models::detail {
+namespace dllm_cache::inline v0_1::models::detail {
 
 // Reads one entry of a safetensors header; every refusal names the file and the tensor.
 class TensorEntry {
@@ -119,4 +119,4 @@ class TensorEntry {
   const nlohmann::json& m_entry;
 };
 
-}  // namespace dllm_cache::models::detail
+}  // namespace dllm_cache::inline v0_1::models::detail

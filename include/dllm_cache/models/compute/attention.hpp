@@ -14,7 +14,7 @@
 #include "dllm_cache/models/compute/parallel.hpp"
 #include "dllm_cache/models/compute/softmax.hpp"
 
-namespace dllm_cache::models {
+namespace dllm_cache::inline v0_1::models {
 
 namespace detail {
 
@@ -88,4 +88,4 @@ void attend(MatrixView<const float> q, std::span<const Segment<Stored>> segments
   }
 }
 
-}  // namespace dllm_cache::models
+}  // namespace dllm_cache::inline v0_1::models

@@ -6,7 +6,7 @@
 #define DLLM_CACHE_HAS_ONEDNN 0
 #endif
 
-namespace dllm_cache::models {
+namespace dllm_cache::inline v0_1::models {
 
 /// Who computes the matrix products of the bundled models.
 enum class Backend {
@@ -30,4 +30,4 @@ struct ComputeOptions {
   Precision precision = Precision::Float32;
 };
 
-}  // namespace dllm_cache::models
+}  // namespace dllm_cache::inline v0_1::models

@@ -11,7 +11,7 @@
 #include "dllm_cache/models/compute/backend.hpp"
 #include "dllm_cache/models/compute/parallel.hpp"
 
-namespace dllm_cache::models {
+namespace dllm_cache::inline v0_1::models {
 
 /// A weight matrix `[outputs, inputs]` for products with Eigen.
 ///
@@ -80,4 +80,4 @@ class EigenWeights {
   Index m_inputs = 0;
 };
 
-}  // namespace dllm_cache::models
+}  // namespace dllm_cache::inline v0_1::models

@@ -17,7 +17,7 @@
 // keys and values are read where they lie, whole rows one after the other, as memory likes it, for
 // all heads and up to sixteen queries of each; a task is a stretch of keys, and what the stretches
 // say is put together at the end (the online softmax of FlashAttention, arXiv 2205.14135).
-namespace dllm_cache::models::detail {
+namespace dllm_cache::inline v0_1::models::detail {
 
 /// Keys of one task. Fixed, so that results do not depend on the number of threads.
 inline constexpr Index keys_together = 128;
@@ -325,4 +325,4 @@ void attend_few(MatrixView<const float> q, const Segment<Stored>& segment, const
     FewRowsAttention<Stored, Element>(q, segment, shape, out).run(team);
 }
 
-}  // namespace dllm_cache::models::detail
+}  // namespace dllm_cache::inline v0_1::models::detail

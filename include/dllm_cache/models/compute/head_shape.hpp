@@ -3,7 +3,7 @@
 
 #include "dllm_cache/base/matrix_view.hpp"
 
-namespace dllm_cache::models {
+namespace dllm_cache::inline v0_1::models {
 
 /// How the columns of queries, keys and values divide into heads.
 struct HeadShape {
@@ -12,4 +12,4 @@ struct HeadShape {
   Index head_dim = 1;
 };
 
-}  // namespace dllm_cache::models
+}  // namespace dllm_cache::inline v0_1::models

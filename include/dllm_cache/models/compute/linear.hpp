@@ -16,7 +16,7 @@
 #include "dllm_cache/models/compute/onednn.hpp"
 #endif
 
-namespace dllm_cache::models {
+namespace dllm_cache::inline v0_1::models {
 
 /// A linear map y = x W^T + b with the weights laid out for one backend; see Products. Const and
 /// shared between threads; the checkpoint's lifetime() must be held as long as it is used.
@@ -175,4 +175,4 @@ class Products {
   double m_operations = 0.0;
 };
 
-}  // namespace dllm_cache::models
+}  // namespace dllm_cache::inline v0_1::models

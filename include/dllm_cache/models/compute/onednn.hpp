@@ -17,7 +17,7 @@
 #include "dllm_cache/models/compute/backend.hpp"
 #include "dllm_cache/models/compute/parallel.hpp"
 
-namespace dllm_cache::models {
+namespace dllm_cache::inline v0_1::models {
 
 namespace detail {
 
@@ -174,4 +174,4 @@ class OneDnnProducts {
   std::map<Key, Product> m_products;
 };
 
-}  // namespace dllm_cache::models
+}  // namespace dllm_cache::inline v0_1::models

@@ -15,7 +15,7 @@
 #include "dllm_cache/models/compute/rounding.hpp"
 #include "dllm_cache/models/compute/softmax.hpp"
 
-namespace dllm_cache::models {
+namespace dllm_cache::inline v0_1::models {
 
 /// Attention whose two products run on oneDNN, in float32 or bf16, for one runner.
 ///
@@ -189,4 +189,4 @@ class OneDnnAttention {
   std::vector<Worker> m_workers;
 };
 
-}  // namespace dllm_cache::models
+}  // namespace dllm_cache::inline v0_1::models

@@ -6,7 +6,7 @@
 #include "dllm_cache/base/matrix_view.hpp"
 #include "dllm_cache/models/compute/rounding.hpp"
 
-namespace dllm_cache::models::detail {
+namespace dllm_cache::inline v0_1::models::detail {
 
 /// Packs columns `[begin, begin + count)` of rows `[first, first + rows)` densely as Element and
 /// asks for those behind them.
@@ -37,4 +37,4 @@ void pack_columns(MatrixView<const Stored> kept, Index first, Index rows, Index 
   }
 }
 
-}  // namespace dllm_cache::models::detail
+}  // namespace dllm_cache::inline v0_1::models::detail

@@ -12,7 +12,7 @@
 #include "dllm_cache/base/buffer.hpp"
 #include "dllm_cache/base/error.hpp"
 
-namespace dllm_cache::models {
+namespace dllm_cache::inline v0_1::models {
 
 /// Processors that this process may use, at least 1; 1 when built without OpenMP.
 [[nodiscard]] inline int available_threads() {
@@ -118,4 +118,4 @@ class ThreadTeam {
   base::Buffer<float> m_shared;
 };
 
-}  // namespace dllm_cache::models
+}  // namespace dllm_cache::inline v0_1::models

@@ -6,7 +6,7 @@
 #include "dllm_cache/base/buffer.hpp"
 #include "dllm_cache/base/matrix_view.hpp"
 
-namespace dllm_cache::models {
+namespace dllm_cache::inline v0_1::models {
 
 /// Rows that products read, in the type that they multiply: whoever computes such rows rounds them
 /// on the way, instead of a pass of its own over all of them. Belongs to one thread at a time.
@@ -51,4 +51,4 @@ class ProductInput {
   bool m_narrow = false;
 };
 
-}  // namespace dllm_cache::models
+}  // namespace dllm_cache::inline v0_1::models

@@ -11,17 +11,17 @@
 #include "dllm_cache/base/lanes.hpp"
 #include "dllm_cache/base/scalar.hpp"
 
-namespace dllm_cache::models {
+namespace dllm_cache::inline v0_1::models {
 
 /// What products multiply: float or Eigen::bfloat16.
 template <class T>
 concept ProductScalar = std::is_same_v<T, float> || std::is_same_v<T, Eigen::bfloat16>;
 
-}  // namespace dllm_cache::models
+}  // namespace dllm_cache::inline v0_1::models
 
 // Rounding of numbers that only products read, where a processor's own instruction may be used: it
 // takes subnormal numbers for 0. Features are rounded by the core, on every machine alike.
-namespace dllm_cache::models::detail {
+namespace dllm_cache::inline v0_1::models::detail {
 
 namespace lanes = base;
 using FloatLanes = lanes::Lanes<float>;
@@ -51,4 +51,4 @@ void round_row(const float* from, Element* to, Index count, float factor = 1.0F)
   for (; done < count; ++done) to[done] = static_cast<Element>(factor * from[done]);
 }
 
-}  // namespace dllm_cache::models::detail
+}  // namespace dllm_cache::inline v0_1::models::detail

@@ -15,7 +15,7 @@
 #include "dllm_cache/models/compute/rounding.hpp"
 #include "dllm_cache/models/compute/softmax.hpp"
 
-namespace dllm_cache::models {
+namespace dllm_cache::inline v0_1::models {
 
 /// Root-mean-square norm of rows, with a weight `[width]` and, where the checkpoint has one, a
 /// bias.
@@ -188,4 +188,4 @@ void gate_silu(MatrixView<const float> gate, MatrixView<const float> up, MatrixV
   });
 }
 
-}  // namespace dllm_cache::models
+}  // namespace dllm_cache::inline v0_1::models

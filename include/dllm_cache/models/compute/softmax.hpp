@@ -10,7 +10,7 @@
 
 // Attention takes as many exponentials as it has scores: on wide vectors and bf16 products they
 // would cost as much as the products themselves if they were general ones.
-namespace dllm_cache::models::detail {
+namespace dllm_cache::inline v0_1::models::detail {
 
 /// x := exp(x), to a few units in the last place; below -87 as at -87, above 88 as at 88, and NaN
 /// stays NaN.
@@ -88,4 +88,4 @@ float softmax_row(float* scores, Index count, Element* weights) {
   return sum;
 }
 
-}  // namespace dllm_cache::models::detail
+}  // namespace dllm_cache::inline v0_1::models::detail
