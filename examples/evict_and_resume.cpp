@@ -17,12 +17,11 @@ struct BlockPolicy {
   Index interval = 8;
 
   // Written into a snapshot and compared when it is read: every member belongs in here.
-  std::string options() const { return option_text("interval", interval); }
-
-  PolicyTraits traits(const SequenceShape&) const {
-    if (interval < 1) throw std::invalid_argument("BlockPolicy: interval must be at least 1");
-    return {.name = "block", .needs_block = true};
+  static void visit_options(auto& self, auto&& visit) {
+    visit("interval", self.interval, at_least(1), "steps between full forwards");
   }
+
+  PolicyTraits traits(const SequenceShape&) const { return {.name = "block", .needs_block = true}; }
   void plan(const StepContext& context, StepPlan& plan) const {
     const Range block = context.block;
     if (context.step % interval == 0)
@@ -31,7 +30,7 @@ struct BlockPolicy {
       plan.recompute({block.begin - context.shape.prediction_shift, block.end});
   }
 };
-static_assert(CachePolicy<BlockPolicy> && NamesOptions<BlockPolicy>);
+static_assert(CachePolicy<BlockPolicy> && VisitsOptions<BlockPolicy>);
 // [policy]
 
 namespace {

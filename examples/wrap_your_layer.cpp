@@ -10,7 +10,7 @@
 #include "dllm_cache/decoding/denoising_loop.hpp"
 #include "dllm_cache/dllm_cache.hpp"
 #include "dllm_cache/policies/dual_cache.hpp"
-#include "dllm_cache/policies/recommended.hpp"
+#include "dllm_cache/policies/presets.hpp"
 #include "foreign_runtime.hpp"
 
 // ---- What its author writes to use the cache ----------------------------------------------------

@@ -11,6 +11,7 @@
 #include "programs/measure/answer_file.hpp"
 #include "programs/measure/evaluation.hpp"
 #include "programs/options/command_line.hpp"
+#include "programs/options/policies.hpp"
 #include "programs/run/answering.hpp"
 #include "programs/run/open_model.hpp"
 #include "programs/show/evaluation_table.hpp"
@@ -62,8 +63,8 @@ void declare(CLI::App& app, Options& options) {
       ->check(CLI::PositiveNumber);
   app.add_flag("--quiet", options.quiet, "No progress bar and no table");
   declare_compute(app, options.compute);
-  declare_decoding(app, options.settings.decoding);
-  declare_caching(app, options.settings.caching);
+  declare_decoding(app, options.settings.decoding, false);
+  declare_policy(app, options.settings.policy);
 }
 
 Json correlations(const std::vector<study::ChangeStatistics>& layers) {
@@ -78,13 +79,12 @@ Json correlations(const std::vector<study::ChangeStatistics>& layers) {
 }
 
 int run(const Options& options) {
-  Settings settings = options.settings;
-  settings.caching = with_implied_policy(settings.caching);
-  check_policy_options(settings.caching, settings.caching.policy.value_or(default_policy));
-  settings.caching = expand_goal(settings.caching);
+  const Settings& settings = options.settings;
+  check_given(settings.policy.options, policy_name(settings.policy));
   if (options.compute.features != FeatureType::Float32)
     throw BadRequest("--features must be float32 here");
-  if (options.criterion == "last-recomputed" && settings.caching.similarity_threshold)
+  if (options.criterion == "last-recomputed" &&
+      settings.policy.options.contains("similarity_threshold"))
     throw BadRequest("--similarity-threshold does not go with --criterion last-recomputed");
   const Vocabulary vocabulary(options.model);
   const std::vector<Question> questions = read_questions(options.data, &vocabulary, options.count);

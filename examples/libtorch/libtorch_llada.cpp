@@ -6,6 +6,7 @@
 
 #include "dllm_cache/decoding/denoising_loop.hpp"
 #include "dllm_cache/dllm_cache.hpp"
+#include "programs/options/policies.hpp"
 #include "programs/options/request.hpp"
 #include "programs/text/errors.hpp"
 #include "torch_llada.hpp"
@@ -22,7 +23,7 @@ struct Answers {
 };
 
 Answers answer(TorchModel& model, const programs::Request& request, const AnyPolicy& policy) {
-  DecodingOptions options = programs::decoding_options(request.settings.decoding, false);
+  DecodingOptions options = decoding_options(request.settings.decoding, false);
   DenoisingLoop<TorchModel> loop(model);
   for (const auto& prompt : request.prompts) {
     loop.add(prompt, options, policy);
@@ -44,7 +45,7 @@ int run(const char* folder, const char* file) {
   const programs::Request request = programs::read_request(file);
   TorchModel model{models::CheckpointFolder(folder)};
   const Answers plain = answer(model, request, NoCache{});
-  const Answers cached = answer(model, request, programs::make_policy(request.settings.caching));
+  const Answers cached = answer(model, request, programs::make_policy(request.settings.policy));
   std::size_t equal = 0, all = 0;
   for (std::size_t i = 0; i < cached.tokens.size(); ++i) {
     for (std::size_t j = 0; j < cached.tokens[i].size(); ++j, ++all) {

@@ -2,11 +2,13 @@
 // dllm-demo: the same prompt without and with the cache, side by side.
 #include <CLI/CLI.hpp>
 #include <cstdio>
+#include <iostream>
 #include <string>
 #include <vector>
 
 #include "dllm_cache/models/transformer_runner.hpp"
 #include "programs/options/command_line.hpp"
+#include "programs/options/policies.hpp"
 #include "programs/run/generation.hpp"
 #include "programs/run/open_model.hpp"
 #include "programs/show/progress.hpp"
@@ -27,12 +29,12 @@ struct Options {
   std::string model;
   std::string prompt;
   std::string prompt_file;
-  std::string policy = default_policy;
   int threads = models::available_threads();
   double speed = 1.0;
   bool no_live = false;
   bool no_colour = false;
-  DecodingSettings decoding;
+  OptionValues decoding = {{"block_length", "32"}};
+  PolicyChoice policy;
 };
 
 void print_lines(const std::vector<std::string>& lines) {
@@ -81,13 +83,17 @@ void print_answers(const Side& off, const Side& on, const std::string& a, const 
 }
 
 int run(const Options& options) {
-  Request request;
-  request.settings.decoding = options.decoding;
-  Settings off_settings = request.settings, on_settings = request.settings;
-  off_settings.caching.policy = "none";
-  on_settings.caching.policy = options.policy;
-  const Index steps = planned_steps(request);
-  static_cast<void>(make_policy(on_settings.caching));  // refused before a large model is opened
+  if (options.policy.name == "list") {
+    list_policies(std::cout);
+    return 0;
+  }
+  const std::string policy = policy_name(options.policy);
+  check_given(options.policy.options, policy);
+  const bool dream = is_dream(options.model);
+  const Plan off_plan =
+      resolve({.decoding = options.decoding, .policy = {.name = "none", .options = {}}}, dream);
+  const Plan on_plan = resolve({.decoding = options.decoding, .policy = options.policy}, dream);
+  const Index steps = planned_steps(off_plan.decoding);
   const std::string prompt =
       options.prompt_file.empty() ? options.prompt : read_text(options.prompt_file);
 
@@ -96,8 +102,8 @@ int run(const Options& options) {
   const std::int32_t end = model->config.special.end_of_text;
   const std::vector<std::int32_t> tokens = vocabulary.encode(prompt);
   models::TransformerRunner runner(model, options.threads);
-  StepwiseRun off_run(runner, tokens, off_settings), on_run(runner, tokens, on_settings);
-  const Side off{off_run, "cache off"}, on{on_run, "cache on (" + options.policy + ")"};
+  StepwiseRun off_run(runner, tokens, off_plan), on_run(runner, tokens, on_plan);
+  const Side off{off_run, "cache off"}, on{on_run, "cache on (" + policy + ")"};
 
   const TerminalTraits terminal = detect_terminal(!options.no_colour);
   const bool live = can_race(terminal) && !options.no_live;
@@ -129,12 +135,8 @@ void declare(CLI::App& app, Options& options) {
   prompt->add_option("--prompt", options.prompt, "The prompt as text");
   prompt->add_option("--prompt-file", options.prompt_file, "The same, read from a file");
   prompt->require_option(1);
-  declare_gen_length(app, options.decoding);
-  app.add_option("--block-length", options.decoding.block_length, "Tokens a block")
-      ->default_str("32");
-  app.add_option("--policy", options.policy,
-                 "Cache policy of the right side; dllm-generate --policy list describes them all")
-      ->capture_default_str();
+  declare_decoding(app, options.decoding);
+  declare_policy(app, options.policy);
   declare_threads(app, options.threads);
   app.add_option("--speed", options.speed,
                  "Show it in slow motion, at this share of the true speed; the clocks stay true")
@@ -156,7 +158,6 @@ int main(int argc, char** argv) {
       "Exit codes: 0 done, 1 a file cannot be used, 2 a bad option or prompt.",
       "dllm-demo");
   Options options;
-  options.decoding.block_length = 32;
   declare(app, options);
   return run_command_line(app, argc, argv, [&] { return run(options); });
 }

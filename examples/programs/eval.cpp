@@ -8,6 +8,7 @@
 #include "programs/measure/answer_file.hpp"
 #include "programs/measure/evaluation.hpp"
 #include "programs/options/command_line.hpp"
+#include "programs/options/policies.hpp"
 #include "programs/run/answering.hpp"
 #include "programs/run/open_model.hpp"
 #include "programs/show/evaluation_table.hpp"
@@ -59,14 +60,14 @@ void declare(CLI::App& app, Options& options) {
                  "Write this run's tokens and steps to this file, one line a question");
   declare_compute(app, options.compute);
   app.add_flag("--quiet", options.quiet, "No progress bar and no table");
-  declare_decoding(app, options.settings.decoding);
-  declare_caching(app, options.settings.caching);
+  declare_decoding(app, options.settings.decoding, false);
+  declare_policy(app, options.settings.policy);
 }
 
 Answers answer_all(models::TransformerRunner& runner, const std::vector<Question>& questions,
                    const Settings& settings, const Options& options) {
   Progress progress(!options.quiet);
-  const std::string words = "questions, policy " + *settings.caching.policy;
+  const std::string words = "questions, policy " + policy_name(settings.policy);
   const auto count = static_cast<Index>(questions.size());
   progress.show(0, count, words);
   return answer(runner, questions, settings, options.compute.features, options.batch,
@@ -86,7 +87,7 @@ Json settings_json(const Options& options, const AnswerOrigin& origin) {
 }
 
 int run(const Options& options) {
-  if (options.settings.caching.policy == "list") {
+  if (options.settings.policy.name == "list") {
     list_policies(std::cout);
     return 0;
   }
@@ -95,11 +96,11 @@ int run(const Options& options) {
   if (!options.reference.empty() && !options.compares)
     throw BadRequest("--reference does not go with --no-comparison");
   Settings settings = options.settings;
-  settings.caching = with_implied_policy(settings.caching);
-  check_policy_options(settings.caching, settings.caching.policy.value_or(default_policy));
-  settings.caching = expand_goal(settings.caching);
-  const std::string policy = *settings.caching.policy;
-  static_cast<void>(make_policy(settings.caching));  // refuse before a large model is opened
+  const std::string name = policy_name(settings.policy);
+  check_given(settings.policy.options, name);
+  const std::string policy = policies().at(name).policy;
+  // Refused before a large model is opened.
+  static_cast<void>(resolve(settings, is_dream(options.model)));
 
   std::optional<Vocabulary> vocabulary;
   if (Vocabulary::exists(options.model)) vocabulary.emplace(options.model);
@@ -126,8 +127,7 @@ int run(const Options& options) {
   } else if (options.compares && policy == "none") {
     uncached = answers;  // by definition
   } else if (options.compares) {
-    settings.caching = PolicySettings();
-    settings.caching.policy = "none";
+    settings.policy = {.name = "none", .options = {}};
     uncached = answer_all(runner, questions, settings, options);
   }
   const Evaluation evaluation = evaluate(questions, end, answers, uncached ? &*uncached : nullptr);

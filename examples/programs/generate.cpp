@@ -6,6 +6,8 @@
 
 #include "dllm_cache/models/transformer_runner.hpp"
 #include "programs/options/command_line.hpp"
+#include "programs/options/policies.hpp"
+#include "programs/options/request.hpp"
 #include "programs/options/settings_json.hpp"
 #include "programs/run/generation.hpp"
 #include "programs/run/open_model.hpp"
@@ -59,9 +61,8 @@ void declare(CLI::App& app, Options& options) {
   declare_compute(app, options.compute);
   app.add_flag("--quiet", options.quiet, "No progress bar, answers or summary: --json alone");
 
-  declare_gen_length(app, options.settings.decoding);
   declare_decoding(app, options.settings.decoding);
-  declare_caching(app, options.settings.caching);
+  declare_policy(app, options.settings.policy);
 }
 
 std::string prompt_text(const Options& options) {
@@ -96,7 +97,7 @@ void print_answers(const GenerationResult& result, const Vocabulary* vocabulary,
 }
 
 int run(const Options& options) {
-  if (options.settings.caching.policy == "list") {
+  if (options.settings.policy.name == "list") {
     list_policies(std::cout);
     return 0;
   }
@@ -105,14 +106,11 @@ int run(const Options& options) {
     throw BadRequest("one of --request, --prompt and --prompt-file must be given");
   Request request;
   if (!options.request.empty()) request = read_request(options.request);
-  request.settings = merge({.decoding = options.settings.decoding,
-                            .caching = with_implied_policy(options.settings.caching)},
-                           request.settings);
-  check_policy_options(options.settings.caching,
-                       request.settings.caching.policy.value_or(default_policy));
-  const Index steps = planned_steps(request);
-  static_cast<void>(
-      make_policy(request.settings.caching));  // refuse before a large model is opened
+  const Settings settings = merge(options.settings, request.settings);
+  check_given(options.settings.policy.options, policy_name(settings.policy));
+  // Everything that is asked for is known to make sense before a large model is opened.
+  const Plan plan = resolve(settings, is_dream(options.model));
+  const Index steps = planned_steps(plan.decoding);
 
   const auto model = open_model(options.model, options.compute.model);
   std::optional<Vocabulary> vocabulary;
@@ -132,7 +130,7 @@ int run(const Options& options) {
   if (options.audit) watchers.auditor = &auditor.emplace(model, options.compute.threads);
   Progress progress(!options.quiet);
   const GenerationResult result = generate(
-      runner, request, watchers,
+      runner, request.prompts, plan, watchers,
       [&](const dllm_cache::StepReport& report) {
         const auto left =
             std::count(report.tokens.begin(), report.tokens.end(), model->config.special.mask);

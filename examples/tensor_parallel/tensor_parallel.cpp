@@ -11,6 +11,7 @@
 #include "all_reduce_selector.hpp"
 #include "dllm_cache/decoding/denoising_loop.hpp"
 #include "programs/options/command_line.hpp"
+#include "programs/options/policies.hpp"
 #include "programs/options/request.hpp"
 #include "programs/options/settings_json.hpp"
 #include "programs/text/text_file.hpp"
@@ -34,9 +35,8 @@ void declare(CLI::App& app, Options& options) {
   app.add_option("--request", options.request, "JSON file as dllm-generate takes it")->required();
   app.add_option("--json", options.json, "Where tokens and cost go (default: standard output)");
   declare_compute(app, options.compute);
-  declare_gen_length(app, options.settings.decoding);
   declare_decoding(app, options.settings.decoding);
-  declare_caching(app, options.settings.caching);
+  declare_policy(app, options.settings.policy);
 }
 
 /// What is answered, and this rank's part of the model that answers it.
@@ -49,10 +49,8 @@ Job prepare(const Options& options, const Ranks& ranks) {
   Job job;
   job.request = read_request(options.request);
   Settings& settings = job.request.settings;
-  settings = merge({.decoding = options.settings.decoding,
-                    .caching = with_implied_policy(options.settings.caching)},
-                   settings);
-  check_policy_options(options.settings.caching, settings.caching.policy.value_or(default_policy));
+  settings = merge(options.settings, settings);
+  check_given(options.settings.policy.options, policy_name(settings.policy));
   job.model = load_slice(options.model, ranks, options.compute.model);
   return job;
 }
@@ -88,10 +86,10 @@ int answer(const Job& job, const Options& options, const Ranks& ranks) {
       model, dllm_cache::large_pages(), Selector(ranks));
   const int code = together(ranks, [&] {
     dllm_cache::DecodingOptions decoding =
-        decoding_options(job.request.settings.decoding, model.prediction_shift() > 0);
+        dllm_cache::decoding_options(job.request.settings.decoding, model.prediction_shift() > 0);
     for (const auto& prompt : job.request.prompts) {
       model.check_tokens(prompt);
-      loop.add(prompt, decoding, make_policy(job.request.settings.caching));
+      loop.add(prompt, decoding, make_policy(job.request.settings.policy));
       ++decoding.sequence;
     }
   });

@@ -1,8 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <array>
-#include <charconv>
 #include <concepts>
 #include <memory>
 #include <optional>
@@ -11,6 +9,7 @@
 #include <type_traits>
 #include <utility>
 
+#include "dllm_cache/options.hpp"
 #include "dllm_cache/plan.hpp"
 
 namespace dllm_cache::inline v0_1 {
@@ -41,37 +40,14 @@ concept PlansSteps = requires(const P& policy, const StepContext& context, StepP
 
 /// A cache policy: a copyable value that describes itself and plans every step.
 ///
-/// Satisfied by NoCache below and by everything in policies/. Rules no concept can check:
-/// `traits()` refuses bad options with std::invalid_argument; `plan()` depends on its context alone
-/// (a step that is dropped must leave no trace), allocates nothing, and need not treat the first
-/// step or a step after an error specially: the planner recomputes everything there without asking.
+/// Satisfied by NoCache below and by everything in policies/. A policy with options tells them in
+/// `visit_options` (VisitsOptions): their ranges are checked then, and snapshots of features,
+/// command lines and requests know them. Rules no concept can check: `plan()` depends on its
+/// context alone (a step that is dropped must leave no trace), allocates nothing, and need not
+/// treat the first step or a step after an error specially: the planner recomputes everything there
+/// without asking.
 template <class P>
 concept CachePolicy = std::copyable<P> && DescribesItself<P> && PlansSteps<P>;
-
-/// Optional part of a policy with options: write `std::string options() const`, all of them as
-/// text (option_text() does it), so that features saved under other options are refused.
-template <class P>
-concept NamesOptions = requires(const P& policy) {
-  { policy.options() } -> std::same_as<std::string>;
-};
-
-/// Names and values in turn as text, `"name value, name value"`; equal numbers only give equal
-/// texts.
-template <class... Rest>
-[[nodiscard]] std::string option_text(std::string_view name, auto value, const Rest&... rest) {
-  static_assert(std::is_arithmetic_v<decltype(value)>, "options are numbers and flags");
-  std::array<char, 32> digits{};
-  const auto end = [&] {
-    if constexpr (std::is_same_v<decltype(value), bool>)
-      return std::to_chars(digits.data(), digits.data() + digits.size(), value ? 1 : 0).ptr;
-    else
-      return std::to_chars(digits.data(), digits.data() + digits.size(), value).ptr;
-  }();
-  std::string text(name);
-  text.append(" ").append(digits.data(), end);
-  if constexpr (sizeof...(rest) > 0) text.append(", ").append(option_text(rest...));
-  return text;
-}
 
 /// The policy of an uncached run: every live row is recomputed at every step.
 struct NoCache {
@@ -104,14 +80,15 @@ class AnyPolicy {
   AnyPolicy& operator=(AnyPolicy&&) noexcept = default;
   ~AnyPolicy() = default;
 
-  /// See CachePolicy; throws std::invalid_argument on bad options of the held policy.
+  /// See CachePolicy; throws std::invalid_argument naming an option of the held policy that is
+  /// outside its range, the range and the value.
   [[nodiscard]] PolicyTraits traits(const SequenceShape& shape) const {
     return m_policy->traits(shape);
   }
   /// See CachePolicy.
   void plan(const StepContext& context, StepPlan& plan) const { m_policy->plan(context, plan); }
   /// Options of the held policy as text, empty for one that has no members; nothing where it has
-  /// members and does not name them (see NamesOptions).
+  /// members and does not tell them (see VisitsOptions).
   [[nodiscard]] std::optional<std::string> options() const { return m_policy->options(); }
 
  private:
@@ -129,14 +106,16 @@ class AnyPolicy {
       return std::make_unique<Model>(policy);
     }
     [[nodiscard]] PolicyTraits traits(const SequenceShape& shape) const override {
-      return policy.traits(shape);
+      const PolicyTraits traits = policy.traits(shape);
+      if constexpr (VisitsOptions<P>) check_options(policy, "policy ", traits.name);
+      return traits;
     }
     void plan(const StepContext& context, StepPlan& plan) const override {
       policy.plan(context, plan);
     }
     [[nodiscard]] std::optional<std::string> options() const override {
-      if constexpr (NamesOptions<P>)
-        return policy.options();
+      if constexpr (VisitsOptions<P>)
+        return options_text(policy);
       else if constexpr (std::is_empty_v<P>)
         return std::string();
       else

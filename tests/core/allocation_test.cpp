@@ -102,11 +102,10 @@ TEST_CASE("Allocations: none when a threshold selects more rows than ever before
   RandomNumbers random(9);
   Workspace<float> workspace;
   FeatureCache<float> cache(model, {.prompt = 6, .response = 24},
-                            DllmCachePolicy{.prompt_interval = never,
-                                            .response_interval = never,
-                                            .ratio = 1.0,
-                                            .recompute_block = true,
-                                            .similarity_threshold = 0.9999});
+                            BlockVerifyPolicy{.prompt_interval = never,
+                                              .response_interval = never,
+                                              .ratio = 1.0,
+                                              .similarity_threshold = 0.9999});
   const StepInput input{.block = {6, 10}};
   std::vector<float> start = random.vector<float>(30 * model.width), memory = start;
   const auto step = [&](Index turned) {

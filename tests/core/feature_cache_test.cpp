@@ -5,6 +5,7 @@
 #include <type_traits>
 #include <vector>
 
+#include "dllm_cache/policies/block_verify.hpp"
 #include "dllm_cache/policies/dllm_cache.hpp"
 #include "dllm_cache/workspace.hpp"
 #include "tests/support/cached_run.hpp"
@@ -72,11 +73,17 @@ void require_plain_dllm_cache(const Setting& setting, bool refresh_first_layer,
   Workspace<Scalar, Stored> workspace(&memory);
   FeatureCache<Scalar, Stored> cache(
       model.shape(), shape,
-      DllmCachePolicy{.prompt_interval = setting.prompt_interval,
-                      .response_interval = setting.response_interval,
-                      .ratio = setting.ratio,
-                      .refresh_first_layer = refresh_first_layer,
-                      .similarity_threshold = setting.similarity_threshold},
+      setting.similarity_threshold == no_similarity_threshold
+          ? AnyPolicy(DllmCachePolicy{.prompt_interval = setting.prompt_interval,
+                                      .response_interval = setting.response_interval,
+                                      .ratio = setting.ratio,
+                                      .refresh_first_layer = refresh_first_layer})
+          : AnyPolicy(BlockVerifyPolicy{.prompt_interval = setting.prompt_interval,
+                                        .response_interval = setting.response_interval,
+                                        .ratio = setting.ratio,
+                                        .similarity_threshold = setting.similarity_threshold,
+                                        .recompute_block = false,
+                                        .refresh_first_layer = refresh_first_layer}),
       &memory);
   RandomNumbers random(seed);
   std::vector<Index> tokens = start_tokens(model, shape, random);

@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "dllm_cache/policies/block_verify.hpp"
 #include "dllm_cache/policies/dllm_cache.hpp"
 #include "tests/support/exact_refusal.hpp"
 #include "tests/support/scripted_policy.hpp"
@@ -115,7 +116,7 @@ TEST_CASE("SequenceShape: the smallest and the widest legal shapes are accepted"
                                             .positions = one}));
 }
 
-TEST_CASE("StepPlan: the strongest wish for a row wins in any order of wishes", "[plan]") {
+TEST_CASE("StepPlan: the strongest action asked for a row wins in any order", "[plan]") {
   StepPlan plan;
   plan.clear(6, 2, "mine");
   plan.reuse({0, 5});
@@ -127,7 +128,7 @@ TEST_CASE("StepPlan: the strongest wish for a row wins in any order of wishes", 
   REQUIRE(plan.cached_layers == Range{0, 2});
 }
 
-TEST_CASE("StepPlan: clear empties every wish of the step before", "[plan]") {
+TEST_CASE("StepPlan: clear empties everything that the step before asked for", "[plan]") {
   StepPlan plan;
   plan.clear(3, 2, "mine");
   plan.verify({0, 3}, 2);
@@ -140,7 +141,7 @@ TEST_CASE("StepPlan: clear empties every wish of the step before", "[plan]") {
   REQUIRE_NOTHROW(plan.verify({0, 1}, 1));
 }
 
-TEST_CASE("StepPlan: wishes outside the rows are refused with policy, call and range",
+TEST_CASE("StepPlan: what is asked for outside the rows is refused with policy, call and range",
           "[plan][refusal]") {
   StepPlan plan;
   plan.clear(4, 2, "mine");
@@ -179,9 +180,10 @@ TEST_CASE("DllmCachePolicy: options out of range are refused by field, range and
     return refused_argument([&] { StepPlanner(policy, {.prompt = 2, .response = 4}, 1); });
   };
   REQUIRE_THAT(message({.prompt_interval = 0}),
-               Contains("DllmCachePolicy: prompt_interval must be at least 1, got 0"));
-  REQUIRE_THAT(message({.response_interval = -7}),
-               Contains("DllmCachePolicy: response_interval must be at least 1, got -7"));
+               Contains("policy dllm-cache: prompt_interval must be at least 1 (or never), got 0"));
+  REQUIRE_THAT(
+      message({.response_interval = -7}),
+      Contains("policy dllm-cache: response_interval must be at least 1 (or never), got -7"));
   REQUIRE_THAT(message({.ratio = -0.1}), Contains("ratio must be in [0, 1], got -0.1"));
   REQUIRE_THAT(message({.ratio = 1.5}), Contains("ratio must be in [0, 1], got 1.5"));
   REQUIRE_THAT(message({.ratio = std::numeric_limits<double>::quiet_NaN()}),
@@ -258,7 +260,7 @@ TEST_CASE("DllmCachePolicy: with a shifted head the last prompt row is in the pa
   }
 }
 
-TEST_CASE("DllmCachePolicy: only updates that may be reused are stored", "[policy]") {
+TEST_CASE("DllmCachePolicy: only deltas that may be reused are stored", "[policy]") {
   const auto stored = [](DllmCachePolicy policy, Index shift) {
     return policy.traits({.prompt = 5, .response = 3, .prediction_shift = shift}).stored_deltas;
   };
@@ -281,9 +283,9 @@ TEST_CASE("DllmCachePolicy: the first layer is refreshed unless told otherwise",
   REQUIRE(cached(false) == Range{0, 4});
 }
 
-TEST_CASE("DllmCachePolicy: the active block is recomputed where that is wished", "[policy]") {
-  const auto plan_of = [](DllmCachePolicy policy, Range block, Index shift) {
-    policy.recompute_block = true;
+TEST_CASE("BlockVerifyPolicy: the active block is recomputed, the rows beside it are verified",
+          "[policy]") {
+  const auto plan_of = [](BlockVerifyPolicy policy, Range block, Index shift) {
     StepPlanner planner(policy, {.prompt = 2, .response = 8, .prediction_shift = shift}, 2);
     planner.begin_step({.block = {2, 6}});
     planner.commit_step();
@@ -307,9 +309,10 @@ TEST_CASE("DllmCachePolicy: the active block is recomputed where that is wished"
   CHECK(whole.verify_count == 0);
 }
 
-TEST_CASE("DllmCachePolicy: its similarity threshold is that of its verified plans", "[policy]") {
-  StepPlanner planner(DllmCachePolicy{.ratio = 1.0, .similarity_threshold = 0.5},
-                      {.prompt = 2, .response = 3}, 2);
+TEST_CASE("BlockVerifyPolicy: its similarity threshold is that of its verified plans", "[policy]") {
+  StepPlanner planner(
+      BlockVerifyPolicy{.ratio = 1.0, .similarity_threshold = 0.5, .recompute_block = false},
+      {.prompt = 2, .response = 3}, 2);
   CHECK(planner.begin_step({}).similarity_threshold == no_similarity_threshold);  // none verified
   planner.commit_step();
   CHECK(planner.begin_step({}).similarity_threshold == 0.5);
@@ -517,8 +520,9 @@ TEST_CASE("StepPlanner: every plan that cannot be carried out is refused with po
                Contains("scripted: reuse() range must lie in [0, 6), got [2, 9)"));
 }
 
-TEST_CASE("StepPlanner: a verified row that another wish recomputes does not count as verified",
-          "[step_planner][refusal]") {
+TEST_CASE(
+    "StepPlanner: a verified row that is also asked to be recomputed does not count as verified",
+    "[step_planner][refusal]") {
   REQUIRE_THAT(plan_refusal([](const StepContext&, StepPlan& plan) {
                  plan.verify({1, 4}, 3);
                  plan.recompute({3, 6});

@@ -6,6 +6,7 @@
 #include <limits>
 #include <vector>
 
+#include "dllm_cache/policies/block_verify.hpp"
 #include "dllm_cache/policies/dllm_cache.hpp"
 #include "tests/support/cached_run.hpp"
 #include "tests/support/exact_refusal.hpp"
@@ -257,10 +258,11 @@ TEST_CASE("Workspace: rows as similar as the threshold says are verified and lef
   std::vector<Index> tokens{1, 2, 3, 4, 5, 6, 7, 8};
   const auto rows_of = [&](double threshold, double ratio) {
     Workspace<float> workspace;
-    FeatureCache<float> cache(
-        model.shape(), shape,
-        DllmCachePolicy{
-            .ratio = ratio, .refresh_first_layer = false, .similarity_threshold = threshold});
+    FeatureCache<float> cache(model.shape(), shape,
+                              BlockVerifyPolicy{.ratio = ratio,
+                                                .similarity_threshold = threshold,
+                                                .recompute_block = false,
+                                                .refresh_first_layer = false});
     run_step(workspace, cache, model, model.embed(tokens));
     std::vector<Index> changed = tokens;
     changed[3] = 9;

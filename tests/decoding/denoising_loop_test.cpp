@@ -896,9 +896,9 @@ TEST_CASE("DenoisingLoop: what cannot be decoded is refused and leaves the loop 
     return refused_argument([&] { loop.add(prompt, options, policy); });
   };
   CHECK(refused({1}, {.response = 0}, NoCache{}) ==
-        "DecodingOptions: response must be in [1, 2^31], got 0");
+        "DecodingOptions: response must be in [1, 2147483648], got 0");
   CHECK(refused({1}, {.response = 4}, DllmCachePolicy{.ratio = 2.0}) ==
-        "DllmCachePolicy: ratio must be in [0, 1], got 2");
+        "policy dllm-cache: ratio must be in [0, 1], got 2");
   CHECK(refused({}, {.response = 4}, NoCache{}) ==
         "SequenceShape: prediction_shift must be in [0, prompt = 0], got 1");
   CHECK(refused({1}, {.response = 4, .guidance_scale = -1.0}, NoCache{}) ==

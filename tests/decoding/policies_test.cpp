@@ -4,6 +4,7 @@
 #include <string>
 #include <vector>
 
+#include "dllm_cache/policies/block_verify.hpp"
 #include "dllm_cache/policies/dllm_cache.hpp"
 #include "tests/support/exact_refusal.hpp"
 #include "tests/support/fake_model.hpp"
@@ -100,8 +101,7 @@ TEST_CASE("Policies: a cache that is always due is no cache", "[policies]") {
                             .response_interval = 1,
                             .ratio = 0.0,
                             .refresh_first_layer = false});
-      if (task.block_length == task.response)
-        check(DllmCachePolicy{.prompt_interval = 1, .recompute_block = true});
+      if (task.block_length == task.response) check(BlockVerifyPolicy{.prompt_interval = 1});
       check(DkvDecodePolicy{1});
       check(ChangedRowsPolicy{.refresh_interval = 1});
       check(VicinityPolicy{.warmup_steps = 1000});
@@ -146,7 +146,8 @@ TEST_CASE("Policies: each names itself and what it needs to be told", "[policies
       {ChangedRowsPolicy{}, "changed-rows", false, true, true, false},
       {ChangedRowsPolicy{.keep_active = 1}, "changed-rows", false, true, true, true},
       {DllmCachePolicy{}, "dllm-cache", false, false, false, false},
-      {DllmCachePolicy{.recompute_block = true}, "dllm-cache", true, false, false, false},
+      {BlockVerifyPolicy{}, "block-verify", true, false, false, false},
+      {BlockVerifyPolicy{.recompute_block = false}, "block-verify", false, false, false, false},
       {NoCache{}, "none", false, false, false, false},
   };
   for (const Expected& one : all) {
@@ -163,12 +164,12 @@ TEST_CASE("Policies: each names itself and what it needs to be told", "[policies
     CHECK(traits_of(one.policy, {.prompt = 5, .response = 4, .prediction_shift = 1}).needs_block ==
           shifted_block);
     CHECK(traits.keeps_features == (traits.name != "none"));
-    if (traits.name != "dllm-cache") CHECK(traits.stored_deltas.empty());
+    const bool verifies = traits.name == "dllm-cache" || traits.name == "block-verify";
+    CHECK(traits.stored_deltas.empty() != verifies);
   }
 }
 
-TEST_CASE("Policies: dLLM-Cache stores the updates that it may reuse, and no others",
-          "[policies]") {
+TEST_CASE("Policies: dLLM-Cache stores the deltas that it may reuse, and no others", "[policies]") {
   const auto stored = [](const DllmCachePolicy& policy, Index shift) {
     return traits_of(policy, {.prompt = 5, .response = 4, .prediction_shift = shift}).stored_deltas;
   };
@@ -183,35 +184,35 @@ TEST_CASE("Policies: dLLM-Cache stores the updates that it may reuse, and no oth
 TEST_CASE("Policies: a bad option is refused by policy, option, range and value",
           "[policies][refusal]") {
   CHECK(refusal_of(VicinityPolicy{.prefix_look = -1}) ==
-        "VicinityPolicy: prefix_look must be at least 0, got -1");
+        "policy vicinity: prefix_look must be at least 0, got -1");
   CHECK(refusal_of(VicinityPolicy{.after_look = -2}) ==
-        "VicinityPolicy: after_look must be at least 0, got -2");
+        "policy vicinity: after_look must be at least 0, got -2");
   CHECK(refusal_of(VicinityPolicy{.warmup_steps = -3}) ==
-        "VicinityPolicy: warmup_steps must be at least 0, got -3");
+        "policy vicinity: warmup_steps must be at least 0, got -3");
   CHECK(refusal_of(VicinityPolicy{.refresh_interval = 0}) ==
-        "VicinityPolicy: refresh_interval must be at least 1, got 0");
+        "policy vicinity: refresh_interval must be at least 1 (or never), got 0");
   CHECK(refusal_of(DkvDecodePolicy{0}) ==
-        "DkvDecodePolicy: refresh_interval must be at least 1, got 0");
+        "policy dkv: refresh_interval must be at least 1 (or never), got 0");
   CHECK(refusal_of(ChangedRowsPolicy{.keep_active = -1}) ==
-        "ChangedRowsPolicy: keep_active must be in [0, 65534], got -1");
+        "policy changed-rows: keep_active must be in [0, 65534], got -1");
   CHECK(refusal_of(ChangedRowsPolicy{.keep_active = 65535}) ==
-        "ChangedRowsPolicy: keep_active must be in [0, 65534], got 65535");
+        "policy changed-rows: keep_active must be in [0, 65534], got 65535");
   CHECK(refusal_of(ChangedRowsPolicy{.refresh_interval = 0}) ==
-        "ChangedRowsPolicy: refresh_interval must be at least 1, got 0");
+        "policy changed-rows: refresh_interval must be at least 1 (or never), got 0");
   CHECK(refusal_of(DllmCachePolicy{.prompt_interval = 0}) ==
-        "DllmCachePolicy: prompt_interval must be at least 1, got 0");
+        "policy dllm-cache: prompt_interval must be at least 1 (or never), got 0");
   CHECK(refusal_of(DllmCachePolicy{.response_interval = -1}) ==
-        "DllmCachePolicy: response_interval must be at least 1, got -1");
+        "policy dllm-cache: response_interval must be at least 1 (or never), got -1");
   CHECK(refusal_of(DllmCachePolicy{.ratio = 1.5}) ==
-        "DllmCachePolicy: ratio must be in [0, 1], got 1.5");
+        "policy dllm-cache: ratio must be in [0, 1], got 1.5");
   CHECK(refusal_of(DllmCachePolicy{.ratio = std::nan("")}) ==
-        "DllmCachePolicy: ratio must be in [0, 1], got nan");
+        "policy dllm-cache: ratio must be in [0, 1], got nan");
   for (const auto& [threshold, got] :
        {std::pair(1.5, "1.5"), std::pair(-1.5, "-1.5"), std::pair(std::nan(""), "nan"),
         std::pair(-no_similarity_threshold, "-inf")})
-    CHECK(refusal_of(DllmCachePolicy{.similarity_threshold = threshold}) ==
-          std::string("DllmCachePolicy: similarity_threshold must be in [-1, 1] or "
-                      "no_similarity_threshold, got ") +
+    CHECK(refusal_of(BlockVerifyPolicy{.similarity_threshold = threshold}) ==
+          std::string("policy block-verify: similarity_threshold must be in [-1, 1] (or none), "
+                      "got ") +
               got);
   for (const AnyPolicy& legal :
        {AnyPolicy(VicinityPolicy{0, 0, 0, 1}),

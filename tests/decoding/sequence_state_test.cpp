@@ -380,16 +380,15 @@ TEST_CASE("SequenceState: a bad option is refused by field, range and value",
   const auto refused = [&](const DecodingOptions& options, const std::string& rest) {
     CHECK(refusal_of(options) == who + rest);
   };
-  refused({.response = 0}, "response must be in [1, 2^31], got 0");
-  refused({.response = -4}, "response must be in [1, 2^31], got -4");
-  refused({.response = never}, "response must be in [1, 2^31], got 9223372036854775807");
+  refused({.response = 0}, "response must be in [1, 2147483648], got 0");
+  refused({.response = -4}, "response must be in [1, 2147483648], got -4");
+  refused({.response = never}, "response must be in [1, 2147483648], got 9223372036854775807");
   refused({.response = 6, .block_length = 4}, "block_length must divide response = 6, got 4");
-  refused({.response = 6, .block_length = -2}, "block_length must divide response = 6, got -2");
+  refused({.response = 6, .block_length = -2}, "block_length must be at least 1, got -2");
   refused({.response = 6, .block_length = 12}, "block_length must divide response = 6, got 12");
   refused({.response = 6, .block_length = 2, .steps = 4},
           "steps must be a positive multiple of the number of blocks = 3, got 4");
-  refused({.response = 6, .steps = -1},
-          "steps must be a positive multiple of the number of blocks = 1, got -1");
+  refused({.response = 6, .steps = -1}, "steps must be at least 1, got -1");
   refused({.temperature = -0.5}, "temperature must be finite and at least 0, got -0.5");
   refused({.temperature = infinity}, "temperature must be finite and at least 0, got inf");
   refused({.temperature = not_a_number}, "temperature must be finite and at least 0, got nan");

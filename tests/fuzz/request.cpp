@@ -3,6 +3,8 @@
 
 #include <stdexcept>
 
+#include "dllm_cache/decoding/sequence_state.hpp"
+#include "programs/options/policies.hpp"
 #include "programs/text/errors.hpp"
 #include "tests/fuzz/targets.hpp"
 
@@ -18,10 +20,8 @@ void dllm_cache::fuzz::request(Input input) {
   must(!request.prompts.empty(), "a request has prompts");
   for (const bool dream : {false, true})
     allow<programs::BadRequest, std::invalid_argument>("", [&] {
-      const DecodingOptions options = programs::decoding_options(request.settings.decoding, dream);
-      const programs::PolicySettings& caching = request.settings.caching;
-      const AnyPolicy policy = programs::make_policy(caching);
-      if (caching.policy) programs::check_policy_options(caching, *caching.policy);
+      const DecodingOptions options = decoding_options(request.settings.decoding, dream);
+      const AnyPolicy policy = programs::make_policy(request.settings.policy);
       if (options.response > 1000) return;  // lengths that a test has no memory for
       const auto& prompt = request.prompts.front();
       SequenceState state(prompt, options, {.mask = 1, .end_of_text = 2});

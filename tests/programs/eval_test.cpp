@@ -321,7 +321,8 @@ TEST_CASE("dllm-eval: without a comparison nothing is said of one", "[programs]"
   const Json result = quiz.evaluate(quiz.write_data() + "--no-comparison --count 2");
   CHECK(result.at("count") == 2);
   for (const char* key : {"agreement", "uncached", "paired"}) CHECK(result.at(key).is_null());
-  CHECK(result.at("settings").at("policy") == "dllm-cache");
+  CHECK(result.at("settings").at("policy") == "block-verify");
+  CHECK(result.at("settings").at("preset") == "balanced");
   CHECK(result.at("settings").at("policy_options").at("response_interval") == 32);  // balanced
   CHECK(result.at("settings").at("policy_options").at("recompute_block") == true);
   CHECK(result.at("settings").at("policy_options").at("similarity_threshold") == 0.99);

@@ -195,7 +195,7 @@ TEST_CASE("dllm-generate: a bad request ends with 2 and one line that names it",
       {{{"steps", 30}}, "steps"},
       {{{"temperature", -1.0}}, "temperature"},
       {{{"seed", -1}}, "seed"},
-      {{{"cfg_scale", -0.5}}, "guidance_scale"},
+      {{{"cfg_scale", -0.5}}, "cfg_scale"},
       {{{"remasking", "high"}}, "remasking"},
       {{{"cache", 7}}, "cache"},
       {{{"cache", {{"transfer_ratio", 1.5}}}}, "ratio"},
@@ -223,7 +223,8 @@ TEST_CASE("dllm-generate: a bad option ends with 2 and one line", "[programs]") 
   const std::string good = model("llada-tiny") + request("uncached-blocks");
   check_refusal(run(good + "--ratio 2"), 2, "ratio");
   check_refusal(run(good + "--ratio nan"), 2, "ratio");
-  check_refusal(run(good + "--similarity-threshold 2"), 2, "similarity_threshold");
+  check_refusal(run(good + "--policy balanced --similarity-threshold 2"), 2,
+                "similarity_threshold");
   check_refusal(run(good + "--threads 0"), 2, "threads");
   check_refusal(run(good + "--remasking random --alg entropy"), 2, "remasking belongs to LLaDA");
   check_refusal(run(good + "--alg entropy --eps 0.01 --threshold 0.9"), 2, "eps belongs to");
@@ -273,11 +274,13 @@ TEST_CASE("dllm-generate: help explains every option and ends with 0", "[program
     CHECK(outcome.output.find(option) != std::string::npos);
 }
 
-TEST_CASE("dllm-generate: a goal is the policy that the library recommends for it", "[programs]") {
+TEST_CASE("dllm-generate: a preset is a policy with options that can be varied", "[programs]") {
   const TemporaryFolder folder;
   const auto out = (folder.path() / "out.json").string();
-  const auto rows = [&](const std::string& options) {
-    const std::string blocks = changed_request(folder, {{"cache", "remove"}});
+  const auto rows = [&](const std::string& options, const Json& changes = Json::object()) {
+    Json all = {{"cache", "remove"}};
+    all.update(changes);
+    const std::string blocks = changed_request(folder, all);
     const Outcome outcome = run(model("llada-tiny") + blocks + options + " --quiet --json " + out);
     INFO(outcome.output);
     REQUIRE(outcome.code == 0);
@@ -285,13 +288,72 @@ TEST_CASE("dllm-generate: a goal is the policy that the library recommends for i
   };
   const Json balanced = rows("--policy balanced");
   CHECK(balanced == rows(""));
-  CHECK(balanced ==
-        rows("--prompt-interval 100 --response-interval 32 --ratio 0.25 --recompute-block true "
-             "--similarity-threshold 0.99"));
+  CHECK(balanced == rows("--policy block-verify"));
+  CHECK(balanced == rows("", {{"cache_kind", "balanced"}}));
   CHECK(rows("--policy fastest") == rows("--policy dual"));
-  CHECK(rows("--policy dllm-cache --similarity-threshold none") == rows("--policy dllm-cache"));
   CHECK(rows("--policy exact") == rows("--no-cache"));
-  check_refusal(
-      run(model("llada-tiny") + request("uncached-blocks") + "--policy balanced --ratio 0.5"), 2,
-      "--ratio does not belong to policy balanced");
+
+  const std::string options = " --ratio 0.125 --similarity-threshold none --response-interval 5";
+  const Json varied = rows("--policy balanced" + options);
+  CHECK(varied != balanced);
+  CHECK(varied == rows("--policy block-verify" + options));
+  const Json keys = {{"ratio", 0.125}, {"similarity_threshold", "none"}, {"response_interval", 5}};
+  for (const char* name : {"balanced", "block-verify"}) {
+    Json asked = keys;
+    asked["cache_kind"] = name;
+    CHECK(varied == rows("", asked));
+    CHECK(varied == rows("--policy " + std::string(name), asked));
+  }
+  // An option varies the policy of the request, a policy of its own replaces it whole.
+  CHECK(varied == rows(options, {{"cache_kind", "balanced"}}));
+  CHECK(balanced == rows("--policy balanced", {{"cache_kind", "dllm-cache"}, {"ratio", 0.5}}));
+}
+
+TEST_CASE(
+    "dllm-generate: options without a policy mean dllm-cache, on the command line and in a "
+    "request",
+    "[programs]") {
+  const TemporaryFolder folder;
+  const auto out = (folder.path() / "out.json").string();
+  const auto rows = [&](const std::string& request, const std::string& options) {
+    const Outcome outcome = run(model("llada-tiny") + request + options + " --quiet --json " + out);
+    INFO(outcome.output);
+    REQUIRE(outcome.code == 0);
+    return read_json(out).at("rows");
+  };
+  const std::string plain = changed_request(folder, {{"cache", "remove"}});
+  const Json expected = rows(plain, "--policy dllm-cache --ratio 0.5");
+  CHECK(rows(plain, "--ratio 0.5") == expected);
+  CHECK(rows(changed_request(folder, {{"cache", "remove"}, {"ratio", 0.5}}), "") == expected);
+  CHECK(rows(changed_request(folder, {{"cache", nullptr}}), "--ratio 0.5") == expected);
+  CHECK(rows(changed_request(folder, {{"cache", {{"transfer_ratio", 0.5}}}}), "") == expected);
+}
+
+TEST_CASE("dllm-generate: options of another policy are refused and their owner is named",
+          "[programs]") {
+  const TemporaryFolder folder;
+  const std::string good = model("llada-tiny") + request("uncached-blocks");
+  const std::string block_verify =
+      "does not belong to policy dllm-cache; it belongs to block-verify";
+  check_refusal(run(good + "--policy dllm-cache --recompute-block"), 2, block_verify);
+  check_refusal(run(good + "--policy dllm-cache --recompute-block true"), 2, block_verify);
+  check_refusal(run(good + "--similarity-threshold 0.9"), 2, block_verify);
+  check_refusal(run(good + "--policy dual --keep-active 1"), 2,
+                "--keep-active does not belong to policy dual; it belongs to changed-rows");
+  const auto asked = [&](const Json& changes) {
+    return run(model("llada-tiny") + changed_request(folder, changes));
+  };
+  check_refusal(asked({{"cache_kind", "dual"}, {"ratio", 0.5}}), 2,
+                "ratio does not belong to policy dual; it belongs to block-verify, dllm-cache");
+  check_refusal(asked({{"cache", {{"transfer_ratio", 0.5}}}, {"ratio", 0.5}}), 2,
+                "ratio is given twice");
+  check_refusal(asked({{"cache_kind", "balanced"}, {"ratio", 1.5}}), 2,
+                "policy block-verify: ratio must be in [0, 1], got 1.5");
+  check_refusal(asked({{"cache_kind", "balanced"}, {"ratio", "0.5"}}), 2, "ratio must be a number");
+  check_refusal(asked({{"cache_kind", "balanced"}, {"recompute_block", 1}}), 2,
+                "recompute_block must be true or false, got 1");
+  check_refusal(asked({{"cache_kind", "dkv"}, {"refresh_interval", 2.5}}), 2,
+                "refresh_interval must be an integer");
+  check_refusal(asked({{"cache_kind", "dkv"}, {"refresh_interval", "often"}}), 2,
+                "refresh_interval must be an integer at least 1 (or never), got \"often\"");
 }

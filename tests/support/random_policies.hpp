@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "dllm_cache/base/mix_bits.hpp"
+#include "dllm_cache/policies/block_verify.hpp"
 #include "dllm_cache/policies/changed_rows.hpp"
 #include "dllm_cache/policies/dkv_decode.hpp"
 #include "dllm_cache/policies/dllm_cache.hpp"
@@ -18,12 +19,14 @@
 
 namespace dllm_cache::testing {
 
-/// A policy whose plans are any that it may make: every row has a action of its own, any count
+/// A policy whose plans are any that it may make: every row has an action of its own, any count
 /// is selected, any run of layers is cached. Most plans can be carried out, some must be refused.
 struct RandomPlans {
   std::uint64_t seed = 0;
 
-  [[nodiscard]] std::string options() const { return option_text("seed", seed); }
+  static void visit_options(auto& self, auto&& visit) {
+    visit("seed", self.seed, OptionRange<std::uint64_t>{}, "of its random plans");
+  }
   [[nodiscard]] PolicyTraits traits(const SequenceShape& shape) const {
     RandomNumbers random(seed);
     const Index a = random.below(shape.rows() + 1), b = random.below(shape.rows() + 1);
@@ -78,9 +81,15 @@ inline AnyPolicy random_policy(RandomNumbers& random) {
   }
   constexpr double thresholds[] = {no_similarity_threshold, -1.0, 0.5, 0.99};
   constexpr double ratios[] = {0.0, 0.1, 0.25, 0.5, 0.99, 1.0};
-  return DllmCachePolicy{of({1, 2, 3, 5, never}), of({1, 2, 3, 4, never}),
-                         ratios[random.below(6)], random.below(2) == 0,
-                         random.below(2) == 0,    thresholds[random.below(4)]};
+  const Index prompt = of({1, 2, 3, 5, never}), response = of({1, 2, 3, 4, never});
+  const double ratio = ratios[random.below(6)];
+  if (random.below(2) == 0) return DllmCachePolicy{prompt, response, ratio, random.below(2) == 0};
+  return BlockVerifyPolicy{prompt,
+                           response,
+                           ratio,
+                           thresholds[random.below(4)],
+                           random.below(2) == 0,
+                           random.below(2) == 0};
 }
 
 }  // namespace dllm_cache::testing

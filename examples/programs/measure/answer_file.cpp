@@ -93,7 +93,7 @@ AnswerOrigin make_origin(const std::filesystem::path& model_folder,
           .data = fingerprint(questions),
           .model = model_fingerprint(model_folder),
           .decoding = decoding_json(settings.decoding, dream),
-          .policy = policy_json(settings.caching),
+          .policy = policy_json(settings.policy),
           .compute = compute_json(compute, features)};
 }
 

@@ -1,94 +1,112 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "programs/options/command_line.hpp"
 
+#include <algorithm>
 #include <map>
 #include <ostream>
+#include <vector>
+
+#include "programs/options/option_names.hpp"
+#include "programs/options/policies.hpp"
 
 namespace programs {
 
 namespace models = dllm_cache::models;
+using dllm_cache::OptionInfo;
+using dllm_cache::OptionKind;
 
-void declare_gen_length(CLI::App& app, DecodingSettings& settings) {
-  app.add_option("--gen-length", settings.gen_length, "Tokens to generate (default 128)")
-      ->group("Decoding");
+namespace {
+
+const char* type_name(OptionKind kind) {
+  switch (kind) {
+    case OptionKind::Flag:
+      return "[true|false]";
+    case OptionKind::Integer:
+      return "INT";
+    case OptionKind::Number:
+      return "NUMBER";
+    case OptionKind::Word:
+      return "WORD";
+  }
+  return "TEXT";
 }
 
-void declare_decoding(CLI::App& app, DecodingSettings& s) {
-  const auto option = [&](const char* name, auto& field, const char* help) {
-    return app.add_option(name, field, help)->group("Decoding");
+/// Declares one option whose text goes to `values`; a flag may stand without its value.
+CLI::Option* declare(CLI::App& app, const OptionInfo& option, const std::string& help,
+                     OptionValues& values) {
+  auto* const declared = app.add_option_function<std::string>(
+      command_name(option.key),
+      [&values, key = option.key](const std::string& text) { values[key] = text; }, help);
+  declared->type_name(type_name(option.kind));
+  if (option.kind == OptionKind::Flag) declared->expected(0, 1)->default_str("true");
+  return declared;
+}
+
+/// "at least 1 (or never)", and the default where there is one.
+std::string range_and_default(const OptionInfo& option) {
+  std::string text = option.kind == OptionKind::Flag ? "" : option.legal;
+  if (option.value) text += (text.empty() ? "default " : "; default ") + *option.value;
+  return text.empty() ? "" : " (" + text + ")";
+}
+
+/// What an option is in every policy that has it: "dkv, vicinity: steps ... (default 4, never)".
+std::string policy_help(const std::string& key) {
+  struct Meaning {
+    std::string text, names, defaults;
   };
-  option("--block-length", s.block_length,
-         "Tokens a block, decoded block after block (default: gen-length)");
-  option("--steps", s.steps, "Denoising steps in all, for counted schedules (default: gen-length)");
-  option("--temperature", s.temperature,
-         "Randomness of tokens: Gumbel noise for LLaDA, categorical for Dream (default 0: none)");
-  option("--top-p", s.top_p, "Dream: draw among the likeliest tokens of this share (default 1)");
-  option("--top-k", s.top_k, "Dream: draw among this many tokens (default 0: all)");
-  option("--seed", s.seed, "Seed of all random numbers (default 0)");
-  option("--remasking", s.remasking,
-         "LLaDA: which tokens are committed first, low_confidence (default) or random");
-  option("--alg", s.alg,
-         "Dream's algorithm: origin, maskgit_plus, topk_margin or entropy (its default here)");
-  option("--eps", s.eps, "Dream: last time of the schedule (default 0.001)");
-  option("--alg-temp", s.alg_temp, "Randomness of the order of commits (default 0: none)");
-  auto* threshold =
-      option("--threshold", s.threshold,
-             "Parallel decoding: commit every token at least this sure, and the best");
-  auto* factor = option("--factor", s.factor,
-                        "Parallel decoding: the largest n with (n + 1) (1 - confidence) < factor");
-  auto* bound = option("--entropy-bound", s.entropy_bound,
-                       "Parallel decoding: tokens whose entropies add up to this at most (nats)");
-  auto* fixed = option("--tokens-per-step", s.tokens_per_step, "Commit this many tokens a step");
-  threshold->excludes(factor)->excludes(bound)->excludes(fixed);
-  factor->excludes(bound)->excludes(fixed);
-  bound->excludes(fixed);
-  option("--cfg-scale", s.guidance_scale, "Strength of classifier-free guidance (default 0: none)");
-  option("--guidance-interval", s.guidance_interval,
-         "Steps between refreshes of the guidance residual (default 1)");
-  app.add_flag_function(
-         "--early-stop", [&s](std::int64_t) { s.early_stop = true; },
-         "End when a finished block holds end-of-text (default: off)")
-      ->group("Decoding");
+  std::vector<Meaning> meanings;
+  for (const auto& entry : policies().entries())
+    for (const OptionInfo& option : entry.options) {
+      if (entry.is_preset() || option.key != key) continue;
+      const std::string text =
+          option.help + (option.kind == OptionKind::Flag ? "" : ", " + option.legal);
+      auto same = std::find_if(meanings.begin(), meanings.end(),
+                               [&](const Meaning& one) { return one.text == text; });
+      if (same == meanings.end()) same = meanings.insert(meanings.end(), {text, "", ""});
+      same->names += (same->names.empty() ? "" : ", ") + entry.name;
+      same->defaults += (same->defaults.empty() ? "" : ", ") + option.value.value_or("-");
+    }
+  std::string help;
+  for (const Meaning& one : meanings)
+    help += (help.empty() ? "" : "; ") + one.names + ": " + one.text + " (default " + one.defaults +
+            ")";
+  return help;
 }
 
-void declare_caching(CLI::App& app, PolicySettings& s) {
-  auto* policy =
+}  // namespace
+
+void declare_decoding(CLI::App& app, OptionValues& values, bool for_one_length) {
+  std::map<std::string, CLI::Option*> declared;
+  for (const OptionInfo& option : dllm_cache::decoding_keys()) {
+    if (option.key == "gen_length" && !for_one_length) continue;
+    declared[option.key] = declare(app, option, option.help + range_and_default(option), values);
+    declared[option.key]->group("Decoding");
+  }
+  const std::vector<std::string> rules = dllm_cache::parallel_rule_keys();
+  for (const std::string& one : rules)
+    for (const std::string& other : rules)
+      if (one < other) declared.at(one)->excludes(declared.at(other));
+}
+
+void declare_policy(CLI::App& app, PolicyChoice& choice) {
+  auto* const policy =
       app.add_option(
-             "--policy", s.policy,
-             "Cache policy, or a goal: exact, balanced (default), fastest; list describes them all")
+             "--policy", choice.name,
+             "Cache policy, or a preset: exact, balanced (default), fastest; list describes "
+             "them all. Options given with a preset vary it, options alone mean dllm-cache")
           ->group("Cache");
   app.add_flag_function(
-         "--no-cache", [&s](std::int64_t) { s.policy = "none"; }, "The same as --policy none")
+         "--no-cache", [&choice](std::int64_t) { choice.name = "none"; },
+         "The same as --policy none")
       ->group("Cache")
       ->excludes(policy);
-  const auto interval = CLI::Transformer(
-      std::map<std::string, std::string>{{"never", std::to_string(dllm_cache::never)}});
-  const auto option = [&](const char* name, auto& field, const char* help) {
-    return app.add_option(name, field, help)->group("Cache");
-  };
-  option("--prompt-interval", s.prompt_interval,
-         "dllm-cache: steps between prompt refreshes, K_p (default 100; or never)")
-      ->transform(interval);
-  option("--response-interval", s.response_interval,
-         "dllm-cache: steps between response refreshes, K_r (default 7; or never)")
-      ->transform(interval);
-  option("--ratio", s.ratio,
-         "dllm-cache: share of response rows recomputed in between (default 0.25; 0: none)");
-  option("--refresh-first-layer", s.refresh_first_layer,
-         "dllm-cache: recompute all flowing rows in layer 0 (default true)");
-  option("--recompute-block", s.recompute_block,
-         "dllm-cache: recompute the rows of the active block in every step (default false)");
-  option("--similarity-threshold", s.similarity_threshold,
-         "dllm-cache: leave rows alone whose values are at least this similar (default none)")
-      ->transform(CLI::Transformer(std::map<std::string, std::string>{{"none", "inf"}}));
-  option("--refresh-interval", s.refresh_interval,
-         "dkv, vicinity, changed-rows: steps between full forwards (default 4, never, never)")
-      ->transform(interval);
-  option("--prefix-look", s.prefix_look, "vicinity: rows before the block (default 16)");
-  option("--after-look", s.after_look, "vicinity: rows after the block (default 16)");
-  option("--warmup-steps", s.warmup_steps, "vicinity: full forwards at the start (default 4)");
-  option("--keep-active", s.keep_active,
-         "changed-rows: steps for which a changed row goes on flowing (default 0)");
+  std::vector<std::string> done;
+  for (const auto& entry : policies().entries())
+    for (const OptionInfo& option : entry.options) {
+      if (std::find(done.begin(), done.end(), option.key) != done.end()) continue;
+      done.push_back(option.key);
+      declare(app, option, policy_help(option.key), choice.options)->group("Cache");
+    }
 }
 
 void declare_threads(CLI::App& app, int& threads) {
@@ -113,18 +131,13 @@ void declare_compute(CLI::App& app, ComputeSettings& settings) {
           {"float32", FeatureType::Float32}, {"bf16", FeatureType::Bfloat16}}));
 }
 
-PolicySettings with_implied_policy(PolicySettings settings) {
-  if (!settings.policy &&
-      (settings.prompt_interval || settings.response_interval || settings.ratio ||
-       settings.refresh_first_layer || settings.recompute_block || settings.similarity_threshold))
-    settings.policy = "dllm-cache";
-  return settings;
-}
-
 void list_policies(std::ostream& out) {
-  for (const PolicyEntry& entry : policies()) {
-    out << entry.name << "\n    " << entry.description << '\n';
-    for (const std::string& option : entry.options) out << "    --" << option << '\n';
+  for (const auto& entry : policies().entries()) {
+    out << entry.name << "\n    " << (entry.is_preset() ? "preset of " + entry.policy + ": " : "")
+        << entry.description << '\n';
+    for (const OptionInfo& option : entry.options)
+      out << "    " << command_name(option.key) << "  " << option.help << range_and_default(option)
+          << '\n';
   }
 }
 

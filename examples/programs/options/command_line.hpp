@@ -21,14 +21,12 @@ struct ComputeSettings {
   FeatureType features = FeatureType::Float32;
 };
 
-/// Declares `--gen-length`.
-void declare_gen_length(CLI::App& app, DecodingSettings& settings);
+/// Declares an option for every key of decoding; where `for_one_length` is false, not
+/// `--gen-length`.
+void declare_decoding(CLI::App& app, OptionValues& values, bool for_one_length = true);
 
-/// Declares the options of decoding, `--gen-length` apart.
-void declare_decoding(CLI::App& app, DecodingSettings& settings);
-
-/// Declares `--policy`, `--no-cache` and the options of all policies.
-void declare_caching(CLI::App& app, PolicySettings& settings);
+/// Declares `--policy`, `--no-cache` and the options of all policies in policies().
+void declare_policy(CLI::App& app, PolicyChoice& choice);
 
 /// Declares `--threads`.
 void declare_threads(CLI::App& app, int& threads);
@@ -36,10 +34,7 @@ void declare_threads(CLI::App& app, int& threads);
 /// Declares `--threads`, `--backend`, `--precision` and `--features`.
 void declare_compute(CLI::App& app, ComputeSettings& settings);
 
-/// The policy that the options name: naming a setting of dllm-cache turns it on.
-[[nodiscard]] PolicySettings with_implied_policy(PolicySettings settings);
-
-/// Writes every policy with its description and options: what `--policy list` shows.
+/// Writes every policy and preset with its description and options: what `--policy list` shows.
 void list_policies(std::ostream& out);
 
 /// Adds `--version`, parses the command line and runs the body: help and version end with 0, a bad

@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "programs/options/request.hpp"
 
+#include <algorithm>
 #include <array>
-#include <limits>
 #include <nlohmann/json.hpp>
 #include <string_view>
+#include <utility>
 
+#include "programs/options/policies.hpp"
 #include "programs/text/json_reader.hpp"
 #include "programs/text/text_file.hpp"
 
@@ -13,6 +15,21 @@ namespace programs {
 namespace {
 
 using Json = nlohmann::json;
+using dllm_cache::OptionInfo;
+using dllm_cache::OptionKind;
+
+constexpr std::array<std::string_view, 3> own_keys = {"prompt_ids", "cache", "cache_kind"};
+// What golden cases say beside their request: tests/golden/README.md.
+constexpr std::array<std::string_view, 6> golden_keys = {"margins", "note",     "probe_steps",
+                                                         "model",   "forwards", "rows_per_forward"};
+
+/// The reference's names of dLLM-Cache's options, and ours.
+constexpr std::array<std::pair<const char*, const char*>, 4> cache_keys = {
+    {{"prompt_interval_steps", "prompt_interval"},
+     {"gen_interval_steps", "response_interval"},
+     {"transfer_ratio", "ratio"},
+     {"always_refresh_layer_0", "refresh_first_layer"}}};
+constexpr const char* guidance_key = "cfg_interval_steps";
 
 std::vector<std::vector<std::int32_t>> read_prompts(const JsonReader& reader) {
   const char* key = "prompt_ids";
@@ -26,76 +43,105 @@ std::vector<std::vector<std::int32_t>> read_prompts(const JsonReader& reader) {
   return ids;
 }
 
-void read_cache(const Json& cache, const std::string& where, Settings& settings) {
-  const JsonReader reader(cache, where + ": cache");
-  constexpr std::array<std::string_view, 5> known = {"prompt_interval_steps", "gen_interval_steps",
-                                                     "transfer_ratio", "cfg_interval_steps",
-                                                     "always_refresh_layer_0"};
-  reader.refuse_others(known);
-  PolicySettings& caching = settings.caching;
-  caching.policy = "dllm-cache";
-  reader.read("prompt_interval_steps", caching.prompt_interval);
-  reader.read("gen_interval_steps", caching.response_interval);
-  reader.read("transfer_ratio", caching.ratio);
-  reader.read("cfg_interval_steps", settings.decoding.guidance_interval);
-  reader.read("always_refresh_layer_0", caching.refresh_first_layer);
+/// Whether a value is of the option's kind: numbers are not written as strings, nor flags as
+/// numbers.
+bool fits(const Json& value, const OptionInfo& option) {
+  if (value.is_string())
+    return option.kind == OptionKind::Word ||
+           (!option.word.empty() && value.get_ref<const std::string&>() == option.word);
+  switch (option.kind) {
+    case OptionKind::Flag:
+      return value.is_boolean();
+    case OptionKind::Integer:
+      return value.is_number_integer();
+    case OptionKind::Number:
+      return value.is_number();
+    case OptionKind::Word:
+      return false;
+  }
+  return false;
 }
 
-}  // namespace
+/// Takes the value of an option as text where it is there; `as` is its key in `to`.
+void read_option(const JsonReader& reader, const char* key, const OptionInfo& option,
+                 const std::string& as, OptionValues& to) {
+  const Json* value = reader.find(key);
+  if (value == nullptr) return;
+  if (!fits(*value, option)) {
+    const char* kind = option.kind == OptionKind::Flag      ? ""
+                       : option.kind == OptionKind::Integer ? "an integer "
+                       : option.kind == OptionKind::Number  ? "a number "
+                                                            : "";
+    reader.refuse(key, kind + option.legal, *value);
+  }
+  to[as] = value->is_string() ? value->get<std::string>() : value->dump();
+}
 
-Request parse_request(const std::string& text, const std::string& name) {
-  const Json json = parse_object(text, name, "a request");
-  constexpr std::array<std::string_view, 27> known = {"prompt_ids",    "gen_length",
-                                                      "block_length",  "steps",
-                                                      "temperature",   "seed",
-                                                      "cfg_scale",     "remasking",
-                                                      "cache",         "alg",
-                                                      "eps",           "alg_temp",
-                                                      "top_p",         "top_k",
-                                                      "threshold",     "factor",
-                                                      "cache_kind",    "refresh_interval",
-                                                      "margins",       "note",
-                                                      "probe_steps",   "model",
-                                                      "forwards",      "rows_per_forward",
-                                                      "entropy_bound", "tokens_per_step",
-                                                      "early_stop"};
-  const JsonReader reader(json, name);
+void read_cache(const Json& cache, const std::string& where, Settings& settings) {
+  const JsonReader reader(cache, where + ": cache");
+  std::array<std::string_view, cache_keys.size() + 1> known{guidance_key};
+  for (std::size_t i = 0; i < cache_keys.size(); ++i) known[i + 1] = cache_keys[i].first;
   reader.refuse_others(known);
-  Request request;
-  request.prompts = read_prompts(reader);
-  DecodingSettings& decoding = request.settings.decoding;
-  reader.read("gen_length", decoding.gen_length);
-  reader.read("block_length", decoding.block_length);
-  reader.read("steps", decoding.steps);
-  reader.read("temperature", decoding.temperature);
-  reader.read("top_p", decoding.top_p);
-  reader.read("top_k", decoding.top_k);
-  reader.read("seed", decoding.seed);
-  reader.read("cfg_scale", decoding.guidance_scale);
-  reader.read("remasking", decoding.remasking);
-  reader.read("alg", decoding.alg);
-  reader.read("eps", decoding.eps);
-  reader.read("alg_temp", decoding.alg_temp);
-  reader.read("threshold", decoding.threshold);
-  reader.read("factor", decoding.factor);
-  reader.read("entropy_bound", decoding.entropy_bound);
-  reader.read("tokens_per_step", decoding.tokens_per_step);
-  reader.read("early_stop", decoding.early_stop);
-  PolicySettings& caching = request.settings.caching;
-  if (const auto cache = json.find("cache"); cache != json.end()) {
+  settings.policy.name = "dllm-cache";
+  for (const OptionInfo& option : policies().at("dllm-cache").options)
+    for (const auto& [theirs, ours] : cache_keys)
+      if (option.key == ours) read_option(reader, theirs, option, ours, settings.policy.options);
+  for (const OptionInfo& option : dllm_cache::decoding_keys())
+    if (option.key == "guidance_interval")
+      read_option(reader, guidance_key, option, option.key, settings.decoding);
+}
+
+void read_policy(const Json& json, const JsonReader& reader, const std::string& name,
+                 Settings& settings) {
+  PolicyChoice& policy = settings.policy;
+  const auto cache = json.find("cache");
+  if (cache != json.end()) {
     if (cache->is_null())
-      caching.policy = "none";
+      policy.name = "none";
     else if (cache->is_object())
-      read_cache(*cache, name, request.settings);
+      read_cache(*cache, name, settings);
     else
       reader.refuse("cache", "null or an object", *cache);
   }
   std::optional<std::string> kind;
   reader.read("cache_kind", kind);
-  if (kind && json.contains("cache") && json.at("cache").is_object() && *kind != "dllm-cache")
+  if (kind && cache != json.end() && cache->is_object() && *kind != "dllm-cache")
     reader.refuse("cache_kind", "dllm-cache or absent beside cache", json.at("cache_kind"));
-  if (kind) caching.policy = kind;
-  reader.read("refresh_interval", caching.refresh_interval);
+  if (kind) policy.name = kind;
+  OptionValues flat;
+  for (const auto& entry : policies().entries())
+    for (const OptionInfo& option : entry.options)
+      read_option(reader, option.key.c_str(), option, option.key, flat);
+  for (const auto& [key, text] : flat)
+    if (!policy.options.emplace(key, text).second)
+      throw BadRequest(name + ": " + key + " is given twice, in cache and beside it");
+  // `cache: null` alone says that there is none; with options it says nothing of which policy.
+  if (!kind && policy.name == "none" && !policy.options.empty()) policy.name.reset();
+}
+
+}  // namespace
+
+std::vector<std::string> request_keys() {
+  std::vector<std::string> keys(own_keys.begin(), own_keys.end());
+  keys.insert(keys.end(), golden_keys.begin(), golden_keys.end());
+  for (const OptionInfo& option : dllm_cache::decoding_keys()) keys.push_back(option.key);
+  return keys;
+}
+
+Request parse_request(const std::string& text, const std::string& name) {
+  const Json json = parse_object(text, name, "a request");
+  const JsonReader reader(json, name);
+  std::vector<std::string> known = request_keys();
+  for (const auto& entry : policies().entries())
+    for (const OptionInfo& option : entry.options) known.push_back(option.key);
+  for (const auto& [key, value] : json.items())
+    if (std::find(known.begin(), known.end(), key) == known.end())
+      throw BadRequest(name + ": unknown key \"" + key + "\"");
+  Request request;
+  request.prompts = read_prompts(reader);
+  for (const OptionInfo& option : dllm_cache::decoding_keys())
+    read_option(reader, option.key.c_str(), option, option.key, request.settings.decoding);
+  read_policy(json, reader, name, request.settings);
   return request;
 }
 

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <string>
 #include <vector>
 
 #include "programs/options/settings.hpp"
@@ -15,7 +16,7 @@ struct Request {
   Settings settings;
 };
 
-/// Reads a request file (JSON; the keys are listed in docs of dllm-generate and in README.md).
+/// Reads a request file (JSON; docs/programs.md explains the keys).
 ///
 /// Throws BadRequest naming the key, what is legal and what was found, and std::runtime_error when
 /// the file cannot be read.
@@ -23,5 +24,8 @@ struct Request {
 
 /// The same from text; `name` stands for the file in messages.
 [[nodiscard]] Request parse_request(const std::string& text, const std::string& name);
+
+/// Keys of requests that are no options of policies.
+[[nodiscard]] std::vector<std::string> request_keys();
 
 }  // namespace programs

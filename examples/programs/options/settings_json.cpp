@@ -1,68 +1,52 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "programs/options/settings_json.hpp"
 
-#include <cmath>
 #include <optional>
+
+#include "programs/options/policies.hpp"
 
 namespace programs {
 namespace {
 
 using Json = nlohmann::ordered_json;
+using dllm_cache::OptionInfo;
+using dllm_cache::OptionKind;
 
-template <class T>
-Json or_null(const std::optional<T>& value) {
-  return value ? Json(*value) : Json();
+/// A legal text as the kind of value that it stands for: words stay strings.
+Json value_json(const OptionInfo& option, const std::string& text) {
+  if (option.kind == OptionKind::Word || text == option.word) return text;
+  if (option.kind == OptionKind::Flag) return text == "true";
+  if (option.kind == OptionKind::Number) return *dllm_cache::parse_option<double>(text, {});
+  if (const auto integer = dllm_cache::parse_option<Index>(text, {})) return *integer;
+  return *dllm_cache::parse_option<std::uint64_t>(text, {});
 }
 
 }  // namespace
 
-Json decoding_json(const DecodingSettings& settings, bool dream) {
-  const bool by_alg = settings.alg || dream;
-  Json json = {
-      {"block_length", or_null(settings.block_length)},
-      {"steps", or_null(settings.steps)},
-      {"temperature", settings.temperature.value_or(0.0)},
-      {"seed", settings.seed.value_or(0)},
-      {"cfg_scale", settings.guidance_scale.value_or(0.0)},
-      {"guidance_interval", settings.guidance_interval.value_or(1)},
-      {"remasking", settings.remasking.value_or("low_confidence")},
-      {"alg", by_alg ? Json(settings.alg.value_or("entropy")) : Json()},
-      {"eps", by_alg ? Json(settings.eps.value_or(1e-3)) : Json()},
-      {"alg_temp", settings.alg_temp.value_or(0.0)},
-      {"top_p", settings.top_p.value_or(1.0)},
-      {"top_k", settings.top_k.value_or(0)},
-      {"early_stop", settings.early_stop.value_or(false)},
-      {"threshold", or_null(settings.threshold)},
-      {"factor", or_null(settings.factor)},
-      {"entropy_bound", or_null(settings.entropy_bound)},
-      {"tokens_per_step", or_null(settings.tokens_per_step)},
-  };
+Json decoding_json(const OptionValues& decoding, bool dream) {
+  const auto alg = decoding.find("alg");
+  const bool by_alg = alg != decoding.end() || dream;
+  Json json = Json::object();
+  for (const OptionInfo& option : dllm_cache::decoding_keys()) {
+    if (option.key == "gen_length") continue;
+    std::optional<std::string> text = option.value;
+    if (by_alg && option.key == "alg") text = "entropy";
+    if (by_alg && option.key == "eps")
+      text = dllm_cache::option_text(dllm_cache::TimestepCommit{}.epsilon);
+    if (const auto given = decoding.find(option.key); given != decoding.end()) text = given->second;
+    json[option.key] = text ? value_json(option, *text) : Json();
+  }
   return json;
 }
 
-Json policy_json(const PolicySettings& settings) {
-  const PolicySettings all = with_defaults(settings);
+Json policy_json(const PolicyChoice& choice) {
+  const auto& entry = policies().at(policy_name(choice));
   Json options = Json::object();
-  const auto add = [&](const char* name, const auto& value) {
-    if (value) options[name] = *value;
-  };
-  const auto add_interval = [&](const char* name, const std::optional<Index>& value) {
-    if (value) options[name] = *value == dllm_cache::never ? Json("never") : Json(*value);
-  };
-  add_interval("prompt_interval", all.prompt_interval);
-  add_interval("response_interval", all.response_interval);
-  add("ratio", all.ratio);
-  add("refresh_first_layer", all.refresh_first_layer);
-  add("recompute_block", all.recompute_block);
-  if (all.similarity_threshold)
-    options["similarity_threshold"] =
-        std::isinf(*all.similarity_threshold) ? Json("none") : Json(*all.similarity_threshold);
-  add_interval("refresh_interval", all.refresh_interval);
-  add("prefix_look", all.prefix_look);
-  add("after_look", all.after_look);
-  add("warmup_steps", all.warmup_steps);
-  add("keep_active", all.keep_active);
-  return {{"policy", *all.policy}, {"policy_options", options}};
+  for (const OptionInfo& option : policies().options(entry.name, choice.options))
+    if (option.value) options[option.key] = value_json(option, *option.value);
+  return {{"policy", entry.policy},
+          {"policy_options", options},
+          {"preset", entry.is_preset() ? Json(entry.name) : Json()}};
 }
 
 Json compute_json(const dllm_cache::models::ComputeOptions& compute, FeatureType features) {

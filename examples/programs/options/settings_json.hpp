@@ -11,16 +11,17 @@ namespace programs {
 
 /// Everything that decides how tokens are decoded, `gen_length` apart, under the keys of a request,
 /// defaults included; `dream` says whether the model is decoded like Dream. Null: gen_length.
-[[nodiscard]] nlohmann::ordered_json decoding_json(const DecodingSettings& settings, bool dream);
+[[nodiscard]] nlohmann::ordered_json decoding_json(const OptionValues& decoding, bool dream);
 
-/// The policy's name as `policy` and its options as `policy_options`, defaults included.
-[[nodiscard]] nlohmann::ordered_json policy_json(const PolicySettings& settings);
+/// The policy's name as `policy`, its options as `policy_options`, defaults included, and the name
+/// of the preset as `preset`, null where none was named.
+[[nodiscard]] nlohmann::ordered_json policy_json(const PolicyChoice& choice);
 
 /// `backend`, `precision` and `features`.
 [[nodiscard]] nlohmann::ordered_json compute_json(const dllm_cache::models::ComputeOptions& compute,
                                                   FeatureType features);
 
-/// `flow`, `value`, `delta` and `head`.
+/// `flow`, `value`, `update` and `head`.
 [[nodiscard]] nlohmann::ordered_json rows_json(const dllm_cache::DecodingCounts& rows);
 
 }  // namespace programs

@@ -13,10 +13,11 @@ namespace programs {
 using dllm_cache::models::TransformerRunner;
 
 std::vector<dllm_cache::DecodingOptions> question_options(
-    const std::vector<Question>& questions, const DecodingSettings& settings,
-    Index prediction_shift, const dllm_cache::SpecialTokens& special) {
+    const std::vector<Question>& questions, const OptionValues& settings, Index prediction_shift,
+    const dllm_cache::SpecialTokens& special) {
   std::vector<dllm_cache::DecodingOptions> all;
-  dllm_cache::DecodingOptions options = decoding_options(settings, prediction_shift > 0);
+  dllm_cache::DecodingOptions options =
+      dllm_cache::decoding_options(settings, prediction_shift > 0);
   for (const Question& question : questions) {
     options.response = question.gen_length;
     options.sequence = all.size();

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "dllm_cache/models/transformer_runner.hpp"
+#include "programs/options/policies.hpp"
 #include "programs/options/settings.hpp"
 #include "programs/run/generation.hpp"
 #include "programs/run/question.hpp"
@@ -39,15 +40,15 @@ using OnAnswer = std::function<void(Index answered)>;
 /// The options of every question in turn; throws BadRequest naming the line of a question that the
 /// settings do not fit.
 [[nodiscard]] std::vector<dllm_cache::DecodingOptions> question_options(
-    const std::vector<Question>& questions, const DecodingSettings& settings,
-    Index prediction_shift, const dllm_cache::SpecialTokens& special);
+    const std::vector<Question>& questions, const OptionValues& settings, Index prediction_shift,
+    const dllm_cache::SpecialTokens& special);
 
 /// Places of the questions, those of equal length together, so that batches end together.
 [[nodiscard]] std::vector<std::size_t> places_by_length(const std::vector<Question>& questions);
 
 /// Answers all questions with up to `batch >= 1` of them in a batch, another one joining when one
 /// is done. Questions are numbered by their place for random numbers, so that answers do not depend
-/// on the batch beyond the rounding of the model's products. `settings.decoding.gen_length` is not
+/// on the batch beyond the rounding of the model's products. `gen_length` of the settings is not
 /// read.
 ///
 /// Features are held for the questions of the batch alone. Throws BadRequest naming the line of a
@@ -64,7 +65,7 @@ template <class Model, class MakeLoop>
                                   Index batch, const OnAnswer& on_answer = {}) {
   const auto options = question_options(questions, settings.decoding, model.prediction_shift(),
                                         model.special_tokens());
-  const dllm_cache::AnyPolicy policy = make_policy(settings.caching);
+  const dllm_cache::AnyPolicy policy = make_policy(settings.policy);
   const std::vector<std::size_t> order = places_by_length(questions);
   const std::size_t together = std::min(static_cast<std::size_t>(batch), order.size());
 

@@ -5,6 +5,7 @@
 #include <chrono>
 #include <optional>
 
+#include "programs/options/policies.hpp"
 #include "programs/text/errors.hpp"
 
 namespace programs {
@@ -13,8 +14,9 @@ using dllm_cache::models::TransformerRunner;
 
 namespace {
 
-void check_tokens(const Request& request, const TransformerRunner& runner) {
-  for (const auto& prompt : request.prompts)
+void check_tokens(const std::vector<std::vector<std::int32_t>>& prompts,
+                  const TransformerRunner& runner) {
+  for (const auto& prompt : prompts)
     for (const std::int32_t token : prompt)
       if (token < 0 || token >= runner.vocabulary())
         throw BadRequest("prompt_ids must be in [0, " + std::to_string(runner.vocabulary()) +
@@ -46,18 +48,17 @@ void watch(Loop& loop, Trace& trace) {
 }
 
 template <class Stored>
-GenerationResult run(TransformerRunner& runner, const Request& request, const Watchers& watchers,
-                     const OnStep& on_step) {
-  check_tokens(request, runner);
-  dllm_cache::DecodingOptions options =
-      decoding_options(request.settings.decoding, runner.prediction_shift() > 0);
+GenerationResult run(TransformerRunner& runner,
+                     const std::vector<std::vector<std::int32_t>>& prompts, const Plan& plan,
+                     const Watchers& watchers, const OnStep& on_step) {
+  check_tokens(prompts, runner);
+  dllm_cache::DecodingOptions options = plan.decoding;
   if (watchers.auditor != nullptr && options.guidance_scale > 0.0)
     throw BadRequest("cfg_scale must be 0 with --audit, which knows no guidance, got " +
                      nlohmann::json(options.guidance_scale).dump());
-  const dllm_cache::AnyPolicy policy = make_policy(request.settings.caching);
   dllm_cache::DenoisingLoop<TransformerRunner, Stored> loop(runner);
-  for (const auto& prompt : request.prompts) {
-    loop.add(prompt, options, policy);
+  for (const auto& prompt : prompts) {
+    loop.add(prompt, options, plan.policy);
     ++options.sequence;
   }
   if (watchers.trace != nullptr) watch(loop, *watchers.trace);
@@ -91,20 +92,22 @@ GenerationResult run(TransformerRunner& runner, const Request& request, const Wa
 
 }  // namespace
 
-Index planned_steps(const Request& request) {
-  const DecodingSettings& settings = request.settings.decoding;
-  // The model is not known yet; only Dream's takes eps without alg.
-  const dllm_cache::DecodingOptions options =
-      decoding_options(settings, settings.eps && !settings.alg && !settings.remasking);
+Plan resolve(const Settings& settings, bool dream) {
+  return {.decoding = dllm_cache::decoding_options(settings.decoding, dream),
+          .policy = make_policy(settings.policy)};
+}
+
+Index planned_steps(const dllm_cache::DecodingOptions& options) {
   return options.steps == 0 || !dllm_cache::is_counted(options.commit) ? options.response
                                                                        : options.steps;
 }
 
-GenerationResult generate(TransformerRunner& runner, const Request& request,
+GenerationResult generate(TransformerRunner& runner,
+                          const std::vector<std::vector<std::int32_t>>& prompts, const Plan& plan,
                           const Watchers& watchers, const OnStep& on_step, FeatureType features) {
   return features == FeatureType::Float32
-             ? run<float>(runner, request, watchers, on_step)
-             : run<Eigen::bfloat16>(runner, request, watchers, on_step);
+             ? run<float>(runner, prompts, plan, watchers, on_step)
+             : run<Eigen::bfloat16>(runner, prompts, plan, watchers, on_step);
 }
 
 }  // namespace programs

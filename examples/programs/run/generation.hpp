@@ -7,7 +7,7 @@
 
 #include "dllm_cache/decoding/denoising_loop.hpp"
 #include "dllm_cache/models/transformer_runner.hpp"
-#include "programs/options/request.hpp"
+#include "programs/options/settings.hpp"
 #include "programs/run/audit.hpp"
 #include "programs/run/trace.hpp"
 
@@ -36,15 +36,26 @@ struct Watchers {
   dllm_cache::models::TransformerRunner* auditor = nullptr;
 };
 
-/// Generates the answers of a request; what looks on changes neither answers nor costs. Throws
-/// BadRequest for settings or prompts that do not fit the model or the audit, and what the library
+/// What settings come to.
+struct Plan {
+  dllm_cache::DecodingOptions decoding;
+  dllm_cache::AnyPolicy policy;
+};
+
+/// The options and the policy of settings, for a model that is decoded like Dream or not; throws
+/// std::invalid_argument naming the key.
+[[nodiscard]] Plan resolve(const Settings& settings, bool dream);
+
+/// Generates the answers to prompts; what looks on changes neither answers nor costs. Throws
+/// BadRequest for a plan or prompts that do not fit the model or the audit, and what the library
 /// throws.
 [[nodiscard]] GenerationResult generate(dllm_cache::models::TransformerRunner& runner,
-                                        const Request& request, const Watchers& watchers,
+                                        const std::vector<std::vector<std::int32_t>>& prompts,
+                                        const Plan& plan, const Watchers& watchers,
                                         const OnStep& on_step,
                                         FeatureType features = FeatureType::Float32);
 
-/// Steps that the longest sequence of a request takes at most, for progress bars.
-[[nodiscard]] Index planned_steps(const Request& request);
+/// Steps that a sequence takes at most, for progress bars.
+[[nodiscard]] Index planned_steps(const dllm_cache::DecodingOptions& options);
 
 }  // namespace programs

@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "programs/run/open_model.hpp"
 
+#include <nlohmann/json.hpp>
+
+#include "dllm_cache/models/checkpoint/json_file.hpp"
 #include "dllm_cache/models/load_model.hpp"
 
 namespace programs {
@@ -8,6 +11,11 @@ namespace programs {
 std::shared_ptr<const dllm_cache::models::TransformerModel> open_model(
     const std::filesystem::path& folder, const dllm_cache::models::ComputeOptions& options) {
   return dllm_cache::models::load_model(folder, options);
+}
+
+bool is_dream(const std::filesystem::path& folder) {
+  const nlohmann::json config = dllm_cache::models::read_json_object(folder / "config.json");
+  return config.value("model_type", nlohmann::json()) == "Dream";
 }
 
 }  // namespace programs

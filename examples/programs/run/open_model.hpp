@@ -12,4 +12,8 @@ namespace programs {
 [[nodiscard]] std::shared_ptr<const dllm_cache::models::TransformerModel> open_model(
     const std::filesystem::path& folder, const dllm_cache::models::ComputeOptions& options = {});
 
+/// Whether the model in a folder is decoded like Dream, by its config.json alone: what may be asked
+/// of it is then known before its weights are read. Throws std::runtime_error naming the file.
+[[nodiscard]] bool is_dream(const std::filesystem::path& folder);
+
 }  // namespace programs

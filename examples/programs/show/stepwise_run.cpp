@@ -18,12 +18,10 @@ double since(Clock::time_point start) {
 }  // namespace
 
 StepwiseRun::StepwiseRun(dllm_cache::models::TransformerRunner& runner,
-                         std::span<const std::int32_t> prompt, const Settings& settings)
+                         std::span<const std::int32_t> prompt, const Plan& plan)
     : m_runner(&runner), m_model(runner), m_loop(m_model) {
-  const dllm_cache::DecodingOptions options =
-      decoding_options(settings.decoding, runner.prediction_shift() > 0);
-  m_loop.add(prompt, options, make_policy(settings.caching));
-  const auto response = static_cast<std::size_t>(options.response);
+  m_loop.add(prompt, plan.decoding, plan.policy);
+  const auto response = static_cast<std::size_t>(plan.decoding.response);
   m_recomputed.resize(prompt.size() + response);
   m_tokens.resize(response);
   m_states.resize(response, TokenState::Masked);

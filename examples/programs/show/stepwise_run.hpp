@@ -9,7 +9,7 @@
 #include "dllm_cache/decoding/denoising_loop.hpp"
 #include "dllm_cache/models/transformer_runner.hpp"
 #include "programs/measure/comparison.hpp"
-#include "programs/options/settings.hpp"
+#include "programs/run/generation.hpp"
 #include "programs/run/timed_model.hpp"
 #include "programs/show/side_by_side.hpp"
 #include "programs/text/vocabulary.hpp"
@@ -19,10 +19,10 @@ namespace programs {
 /// Generates one answer step by step, on a clock of its own that runs only during its steps.
 class StepwiseRun {
  public:
-  /// `runner` must outlive it and may be shared by runs that take turns. Throws BadRequest for
-  /// settings or tokens that do not fit.
+  /// `runner` must outlive it and may be shared by runs that take turns. Throws
+  /// std::invalid_argument for a plan or tokens that do not fit.
   StepwiseRun(dllm_cache::models::TransformerRunner& runner, std::span<const std::int32_t> prompt,
-              const Settings& settings);
+              const Plan& plan);
   StepwiseRun(const StepwiseRun&) = delete;
   StepwiseRun& operator=(const StepwiseRun&) = delete;
 

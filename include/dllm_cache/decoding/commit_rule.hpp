@@ -4,9 +4,11 @@
 #include <algorithm>
 #include <concepts>
 #include <span>
+#include <string_view>
 #include <variant>
 
 #include "dllm_cache/decoding/sampler.hpp"
+#include "dllm_cache/options.hpp"
 
 namespace dllm_cache::inline v0_1 {
 
@@ -33,6 +35,7 @@ concept CommitsPredictions = std::copyable<R> &&
 /// LLaDA's counted schedule: the block's masked rows are spread evenly over its steps, the
 /// remainder over the first ones. Source: `get_num_transfer_tokens` of LLaDA.
 struct CountedCommit {
+  static constexpr std::string_view name = "CountedCommit";
   static constexpr bool counted = true;
   [[nodiscard]] Index count(std::span<const Prediction>, const BlockProgress& block) const {
     const Index base = block.first_masked / block.steps;
@@ -41,6 +44,10 @@ struct CountedCommit {
 };
 
 namespace detail {
+
+/// Last time of a schedule.
+inline constexpr OptionRange<double> time{
+    .least = 0.0, .most = 1.0, .above_least = true, .below_most = true};
 
 /// Time `index` of Dream's schedule: torch.linspace(1, epsilon, steps + 1) in float32, to the bit
 /// (it counts up from the start in its first half and down from the end in the second).
@@ -64,8 +71,12 @@ namespace detail {
 /// the last one all. Source: Dream's `diffusion_generate` (in float32), algorithms maskgit_plus,
 /// topk_margin and entropy.
 struct TimestepCommit {
+  static constexpr std::string_view name = "TimestepCommit";
   static constexpr bool counted = true;
   double epsilon = 1e-3;  ///< Last time, in (0, 1); `eps`.
+  static void visit_options(auto& self, auto&& visit) {
+    visit("epsilon", self.epsilon, detail::time, "Dream: last time of the schedule", "eps");
+  }
   [[nodiscard]] Index count(std::span<const Prediction>, const BlockProgress& block) const {
     return static_cast<Index>(static_cast<float>(block.masked) *
                               detail::dream_share(block, epsilon));
@@ -75,8 +86,12 @@ struct TimestepCommit {
 /// Dream's algorithm `origin`: each masked row is committed with probability 1 - s / t, the last
 /// step takes all. Wants Confidence::Random, uniform in (0, 1).
 struct BernoulliCommit {
+  static constexpr std::string_view name = "BernoulliCommit";
   static constexpr bool counted = true;
   double epsilon = 1e-3;  ///< Last time, in (0, 1); `eps`.
+  static void visit_options(auto& self, auto&& visit) {
+    visit("epsilon", self.epsilon, detail::time, "Dream: last time of the schedule", "eps");
+  }
   [[nodiscard]] Index count(std::span<const Prediction> ordered, const BlockProgress& block) const {
     const double least = 1.0 - static_cast<double>(detail::dream_share(block, epsilon));
     return std::count_if(ordered.begin(), ordered.end(),
@@ -88,8 +103,13 @@ struct BernoulliCommit {
 /// below the threshold. Source: arXiv 2505.22618; `get_transfer_index` in NVlabs/Fast-dLLM at
 /// 24cc59e, `threshold` (default 0.9).
 struct ThresholdCommit {
+  static constexpr std::string_view name = "ThresholdCommit";
   static constexpr bool counted = false;
   double threshold = 0.9;  ///< In [0, 1].
+  static void visit_options(auto& self, auto&& visit) {
+    visit("threshold", self.threshold, from_0_to_1,
+          "parallel decoding: commit every token at least this sure, and the best");
+  }
   [[nodiscard]] Index count(std::span<const Prediction> ordered, const BlockProgress&) const {
     Index taken = 1;
     while (taken < static_cast<Index>(ordered.size()) &&
@@ -103,8 +123,13 @@ struct ThresholdCommit {
 /// one row at least. The repository at f6b35ec takes one row more when only the last candidate
 /// fails (`get_transfer_index_dynamic`); this rule does not.
 struct FactorCommit {
+  static constexpr std::string_view name = "FactorCommit";
   static constexpr bool counted = false;
   double factor = 1.0;  ///< Above 0.
+  static void visit_options(auto& self, auto&& visit) {
+    visit("factor", self.factor, OptionRange<double>{.least = 0.0, .above_least = true},
+          "parallel decoding: the largest n with (n + 1) (1 - confidence) < factor");
+  }
   [[nodiscard]] Index count(std::span<const Prediction> ordered, const BlockProgress&) const {
     Index taken = 0;
     while (taken < static_cast<Index>(ordered.size()) &&
@@ -120,8 +145,14 @@ struct FactorCommit {
 /// add up to the bound at most. Source: EB-sampler (arXiv 2505.24857), as in Kamichanw/d2Cache at
 /// 72feb60 (src/generation/vanilla.py), `gamma` (0.001), without its mistake over batches.
 struct EntropyBoundCommit {
+  static constexpr std::string_view name = "EntropyBoundCommit";
   static constexpr bool counted = false;
   double bound = 1e-3;  ///< In nats, at least 0.
+  static void visit_options(auto& self, auto&& visit) {
+    visit("bound", self.bound, not_negative,
+          "parallel decoding: tokens whose entropies add up to this at most, in nats",
+          "entropy_bound");
+  }
   [[nodiscard]] Index count(std::span<const Prediction> ordered, const BlockProgress&) const {
     double sum = 0.0, largest = 0.0;
     Index taken = 0;
@@ -137,8 +168,12 @@ struct EntropyBoundCommit {
 
 /// The same number of rows in every step until the block is done.
 struct FixedCommit {
+  static constexpr std::string_view name = "FixedCommit";
   static constexpr bool counted = false;
   Index rows = 1;  ///< At least 1.
+  static void visit_options(auto& self, auto&& visit) {
+    visit("rows", self.rows, at_least(1), "commit this many tokens a step", "tokens_per_step");
+  }
   [[nodiscard]] Index count(std::span<const Prediction>, const BlockProgress&) const {
     return rows;
   }
@@ -153,26 +188,14 @@ using CommitRule = std::variant<CountedCommit, TimestepCommit, BernoulliCommit, 
   return std::visit([]<CommitsPredictions R>(const R&) { return R::counted; }, rule);
 }
 
-/// Refuses numbers outside their range; throws std::invalid_argument naming rule and field.
+/// Refuses numbers outside their range; throws std::invalid_argument naming rule, field, range and
+/// value.
 inline void check_rule(const CommitRule& rule) {
-  const auto check = [](bool legal, const char* what, auto got) {
-    if (!legal) base::refuse_argument(what, ", got ", got);
-  };
-  if (const auto* timed = std::get_if<TimestepCommit>(&rule))
-    check(timed->epsilon > 0.0 && timed->epsilon < 1.0, "TimestepCommit: epsilon must be in (0, 1)",
-          timed->epsilon);
-  if (const auto* origin = std::get_if<BernoulliCommit>(&rule))
-    check(origin->epsilon > 0.0 && origin->epsilon < 1.0,
-          "BernoulliCommit: epsilon must be in (0, 1)", origin->epsilon);
-  if (const auto* held = std::get_if<ThresholdCommit>(&rule))
-    check(held->threshold >= 0.0 && held->threshold <= 1.0,
-          "ThresholdCommit: threshold must be in [0, 1]", held->threshold);
-  if (const auto* held = std::get_if<FactorCommit>(&rule))
-    check(held->factor > 0.0, "FactorCommit: factor must be above 0", held->factor);
-  if (const auto* held = std::get_if<EntropyBoundCommit>(&rule))
-    check(held->bound >= 0.0, "EntropyBoundCommit: bound must be at least 0", held->bound);
-  if (const auto* held = std::get_if<FixedCommit>(&rule))
-    check(held->rows >= 1, "FixedCommit: rows must be at least 1", held->rows);
+  std::visit(
+      []<class R>(const R& held) {
+        if constexpr (VisitsOptions<R>) check_options(held, R::name);
+      },
+      rule);
 }
 
 /// How many of the predictions, ordered surest first, the rule commits: 0 to all.

@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "dllm_cache/decoding/commit_rule.hpp"
+#include "dllm_cache/options.hpp"
 
 namespace dllm_cache::inline v0_1 {
 
@@ -26,6 +27,32 @@ struct DecodingOptions {
   bool early_stop = false;      ///< A finished block with end-of-text ends the sequence.
   std::uint64_t seed = 0;
   std::uint64_t sequence = 0;  ///< Number of the sequence for random numbers.
+
+  /// All but `sampling`, `confidence` and `commit`, whose numbers the rules tell themselves; keys
+  /// are those of requests (decoding_keys.hpp has them all).
+  static void visit_options(auto& self, auto&& visit) {
+    constexpr OptionRange<std::uint64_t> any_number{.least = 0};
+    visit("response", self.response, between(1, Index{1} << 31), "tokens to generate",
+          "gen_length");
+    visit("block_length", self.block_length, OptionRange<Index>{.least = 1, .unset = 0},
+          "tokens a block, decoded block after block (default gen_length)");
+    visit("steps", self.steps, OptionRange<Index>{.least = 1, .unset = 0},
+          "denoising steps in all, for counted schedules (default gen_length)");
+    visit("temperature", self.temperature, finite_not_negative,
+          "randomness of tokens: Gumbel noise for LLaDA, categorical for Dream");
+    visit("top_p", self.top_p, OptionRange<double>{.least = 0.0, .most = 1.0, .above_least = true},
+          "Dream: draw among the likeliest tokens of this share");
+    visit("top_k", self.top_k, at_least(0), "Dream: draw among this many tokens, 0: all");
+    visit("order_temperature", self.order_temperature, finite_not_negative,
+          "randomness of the order of commits", "alg_temp");
+    visit("guidance_scale", self.guidance_scale, finite_not_negative,
+          "strength of classifier-free guidance", "cfg_scale");
+    visit("guidance_interval", self.guidance_interval, at_least(1),
+          "steps between refreshes of the guidance residual");
+    visit("early_stop", self.early_stop, yes_or_no, "end when a finished block holds end-of-text");
+    visit("seed", self.seed, any_number, "seed of all random numbers");
+    visit("sequence", self.sequence, any_number, "", "");
+  }
 };
 
 }  // namespace dllm_cache::inline v0_1

@@ -212,39 +212,24 @@ class SequenceState {
     };
     if (m_special.mask < 0)
       base::refuse_argument("SpecialTokens: mask must be a token, got ", m_special.mask);
-    if (o.response < 1 || o.response > most_rows)
-      refuse("response must be in [1, 2^31], got ", o.response);
-    if (o.block_length < 0 || o.block_length > o.response ||
-        (o.block_length > 0 && o.response % o.block_length != 0))
+    dllm_cache::check_options(o, "DecodingOptions");
+    if (o.block_length > 0 && o.response % o.block_length != 0)
       refuse("block_length must divide response = ", o.response, ", got ", o.block_length);
     m_block_length = o.block_length == 0 ? o.response : o.block_length;
     // Other rules end a block when it is done, however many steps that takes.
     const Index steps = o.steps == 0 || !is_counted(o.commit) ? o.response : o.steps;
-    if (steps < 1 || steps % blocks() != 0)
+    if (steps % blocks() != 0)
       refuse("steps must be a positive multiple of the number of blocks = ", blocks(), ", got ",
              o.steps);
     m_progress.steps = steps / blocks();
-    const auto is_scale = [](double value) {
-      return value >= 0.0 && std::isfinite(static_cast<float>(value));
-    };
-    if (!is_scale(o.temperature))
-      refuse("temperature must be finite and at least 0, got ", o.temperature);
-    if (!(o.top_p > 0.0 && o.top_p <= 1.0)) refuse("top_p must be in (0, 1], got ", o.top_p);
-    if (o.top_k < 0) refuse("top_k must be at least 0, got ", o.top_k);
     if (o.sampling != Sampling::Categorical && (o.top_p < 1.0 || o.top_k > 0))
       refuse("top_p and top_k need Sampling::Categorical, got top_p ", o.top_p, " and top_k ",
              o.top_k);
     check_rule(o.commit);
     if (std::holds_alternative<BernoulliCommit>(o.commit) && o.confidence != Confidence::Random)
       refuse("commit BernoulliCommit needs Confidence::Random");
-    if (!is_scale(o.order_temperature))
-      refuse("order_temperature must be finite and at least 0, got ", o.order_temperature);
     if (o.order_temperature > 0.0 && !is_counted(o.commit))
       refuse("order_temperature needs a counted commit rule");
-    if (!is_scale(o.guidance_scale))
-      refuse("guidance_scale must be finite and at least 0, got ", o.guidance_scale);
-    if (o.guidance_interval < 1)
-      refuse("guidance_interval must be at least 1, got ", o.guidance_interval);
     if (o.early_stop && m_special.end_of_text < 0)
       refuse("early_stop needs a model with an end-of-text token");
   }

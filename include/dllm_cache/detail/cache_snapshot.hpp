@@ -25,12 +25,12 @@ template <class T>
   if constexpr (std::is_same_v<T, Eigen::half>) return "float16";
 }
 
-/// Options of a policy; std::logic_error where it does not name them.
+/// Options of a policy; std::logic_error where it does not tell them.
 [[nodiscard]] inline std::string named_options(const StepPlanner& planner) {
   const std::optional<std::string> options = planner.policy().options();
   if (!options)
     base::refuse_call("policy ", planner.traits().name,
-                      " has members and no `std::string options() const`: snapshots need it");
+                      " has members and no `visit_options`: snapshots need it");
   return *options;
 }
 

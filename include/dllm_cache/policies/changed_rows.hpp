@@ -21,17 +21,13 @@ struct ChangedRowsPolicy {
   /// default).
   Index refresh_interval = never;
 
-  [[nodiscard]] std::string options() const {
-    return option_text("keep_active", keep_active, "refresh_interval", refresh_interval);
+  static void visit_options(auto& self, auto&& visit) {
+    visit("keep_active", self.keep_active, between(0, 65534),
+          "steps for which a changed row stays in the pass");
+    visit("refresh_interval", self.refresh_interval, steps_or_never, "steps between full forwards");
   }
 
   [[nodiscard]] PolicyTraits traits(const SequenceShape&) const {
-    if (keep_active < 0 || keep_active > 65534)
-      base::refuse_argument("ChangedRowsPolicy: keep_active must be in [0, 65534], got ",
-                            keep_active);
-    if (refresh_interval < 1)
-      base::refuse_argument("ChangedRowsPolicy: refresh_interval must be at least 1, got ",
-                            refresh_interval);
     return {.name = "changed-rows",
             .needs_masked = true,
             .needs_changed = true,

@@ -20,14 +20,11 @@ struct DkvDecodePolicy {
   /// `cache_reloading_step` for LLaDA (default 1, scripts 2 to 8), `cache_steps` for Dream.
   Index refresh_interval = 4;
 
-  [[nodiscard]] std::string options() const {
-    return option_text("refresh_interval", refresh_interval);
+  static void visit_options(auto& self, auto&& visit) {
+    visit("refresh_interval", self.refresh_interval, steps_or_never, "steps between full forwards");
   }
 
   [[nodiscard]] PolicyTraits traits(const SequenceShape& shape) const {
-    if (refresh_interval < 1)
-      base::refuse_argument("DkvDecodePolicy: refresh_interval must be at least 1, got ",
-                            refresh_interval);
     return {.name = "dkv",
             .needs_block = shape.prediction_shift == 0,
             .needs_masked = true,

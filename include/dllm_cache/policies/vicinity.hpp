@@ -27,21 +27,14 @@ struct VicinityPolicy {
   /// `cache_update_freq` (default None: per block only). Not in the first block, as there.
   Index refresh_interval = never;
 
-  [[nodiscard]] std::string options() const {
-    return option_text("prefix_look", prefix_look, "after_look", after_look, "warmup_steps",
-                       warmup_steps, "refresh_interval", refresh_interval);
+  static void visit_options(auto& self, auto&& visit) {
+    visit("prefix_look", self.prefix_look, at_least(0), "rows before the block");
+    visit("after_look", self.after_look, at_least(0), "rows after the block");
+    visit("warmup_steps", self.warmup_steps, at_least(0), "full forwards at the start");
+    visit("refresh_interval", self.refresh_interval, steps_or_never, "steps between full forwards");
   }
 
   [[nodiscard]] PolicyTraits traits(const SequenceShape&) const {
-    if (prefix_look < 0)
-      base::refuse_argument("VicinityPolicy: prefix_look must be at least 0, got ", prefix_look);
-    if (after_look < 0)
-      base::refuse_argument("VicinityPolicy: after_look must be at least 0, got ", after_look);
-    if (warmup_steps < 0)
-      base::refuse_argument("VicinityPolicy: warmup_steps must be at least 0, got ", warmup_steps);
-    if (refresh_interval < 1)
-      base::refuse_argument("VicinityPolicy: refresh_interval must be at least 1, got ",
-                            refresh_interval);
     return {.name = "vicinity", .needs_block = true};
   }
 
