@@ -246,11 +246,11 @@ TEST_CASE("CheckpointFolder: a config.json that is no JSON object is refused",
   const auto [text, reason] = GENERATE(table<std::string, std::string>({
       {"[1,2]", "expected a JSON object, got [1,2]"},
       {"null", "expected a JSON object, got null"},
-      {"", "not valid JSON"},
-      {"{\"n_layers\":", "not valid JSON"},
-      {"{\"rope_theta\":NaN}", "not valid JSON"},
+      {"", "not JSON"},
+      {"{\"n_layers\":", "not JSON"},
+      {"{\"rope_theta\":NaN}", "not JSON"},
       {"{\"n\":1,\"n\":2}", "key \"n\" stands twice"},
-      {std::string(100'000, '['), "nested too deep"},
+      {std::string(100'000, '['), "nested deeper than"},
   }));
   CAPTURE(text.substr(0, 40));
   folder.write("config.json", text);
@@ -293,7 +293,7 @@ TEST_CASE("CheckpointFolder: damaged weights are refused by the name of their fi
 TEST_CASE("CheckpointFolder: a malformed index is refused", "[checkpoint][refusal]") {
   const ShardedFolder folder;
   const auto [text, reason] = GENERATE(table<std::string, std::string>({
-      {"{", "not valid JSON"},
+      {"{", "not JSON"},
       {"[]", "expected a JSON object, got []"},
       {"{}", "weight_map: expected an object, got none"},
       {index_text("null"), "weight_map: expected an object, got null"},

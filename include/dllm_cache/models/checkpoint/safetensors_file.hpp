@@ -41,7 +41,7 @@ class SafetensorsFile {
   explicit SafetensorsFile(std::filesystem::path path) : m_path(std::move(path)), m_file(m_path) {
     const std::string_view header = find_header();
     const std::span<const std::byte> data = m_file.bytes().subspan(length_bytes + header.size());
-    const nlohmann::json entries = parse_json(header, m_path);
+    const nlohmann::json entries = parse_json(header, detail::path_text(m_path));
     m_tensors.reserve(entries.size());
     for (const auto& [name, entry] : entries.items()) {  // in ascending order of the names
       if (name == "__metadata__") {
