@@ -137,8 +137,7 @@ inline void require_split(const char* what, Index count, int ranks) {
     layer.up = by_outputs(names.up, hidden);
     layer.down = by_inputs(names.down, hidden);
   }
-  const bool tied = models::optional_config_bool(folder.config(), folder.config_path(), names.tied)
-                        .value_or(false);
+  const bool tied = folder.config_reader().optional_bool(names.tied).value_or(false);
   const std::string head = names.head;
   sliced->model.head =
       tied ? models::Linear(sliced->model.embedding, nullptr, options)

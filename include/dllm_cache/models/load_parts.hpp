@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <cstdint>
 #include <string>
 
 #include "dllm_cache/models/checkpoint/checkpoint_folder.hpp"
@@ -12,27 +13,28 @@ namespace dllm_cache::inline v0_1::models {
 namespace detail {
 
 /// Refuses a checkpoint whose `key` is there and true: a variant that these layers do not compute.
-inline void refuse_true(const CheckpointFolder& folder, const char* key) {
-  if (optional_config_bool(folder.config(), folder.config_path(), key).value_or(false))
-    refuse_config(folder.config_path(), key, "false or absent", &folder.config().at(key));
+inline void refuse_true(const ConfigReader& reader, const char* key) {
+  if (reader.optional_bool(key).value_or(false)) reader.refuse(key, "false or absent");
 }
 
 /// Refuses a checkpoint whose `key` is there and is not `expected`.
-inline void require_string(const CheckpointFolder& folder, const char* key,
+inline void require_string(const ConfigReader& reader, const char* key,
                            const std::string& expected) {
-  const auto value = optional_config_string(folder.config(), folder.config_path(), key);
-  if (value && *value != expected)
-    refuse_config(folder.config_path(), key, "\"" + expected + "\" or absent",
-                  &folder.config().at(key));
+  const auto value = reader.optional_string(key);
+  if (value && *value != expected) reader.refuse(key, "\"" + expected + "\" or absent");
 }
 
 /// Refuses a number of key heads that does not divide the heads.
-inline void require_divisor(const CheckpointFolder& folder, const char* key, Index heads,
-                            Index kv_heads) {
-  if (heads % kv_heads != 0)
-    refuse_config(folder.config_path(), key,
-                  "a divisor of the number of heads, " + std::to_string(heads),
-                  &folder.config().at(key));
+inline void require_divisor(const ConfigReader& reader, const char* key, const HeadShape& shape) {
+  if (shape.heads % shape.kv_heads != 0)
+    reader.refuse(key, base::text("a divisor of the number of heads, ", shape.heads));
+}
+
+/// The mask, which must be a token, and the end of a text, which may be absent.
+[[nodiscard]] inline SpecialTokens special_tokens(const ConfigReader& reader, Index vocabulary) {
+  return {.mask = static_cast<std::int32_t>(reader.integer("mask_token_id", 0, vocabulary - 1)),
+          .end_of_text = static_cast<std::int32_t>(
+              reader.optional_integer("eos_token_id", 0, vocabulary - 1).value_or(no_token))};
 }
 
 inline RmsNorm load_norm(const CheckpointFolder& folder, const std::string& name, Index width,

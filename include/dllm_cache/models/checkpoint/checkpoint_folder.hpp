@@ -69,10 +69,13 @@ class CheckpointFolder {
   /// The folder as it was given.
   const std::filesystem::path& path() const noexcept { return m_contents->folder; }
 
-  /// The path of config.json, as the config readers want it for their messages.
+  /// The path of config.json.
   std::filesystem::path config_path() const { return m_contents->folder / "config.json"; }
 
-  /// The content of config.json, an object; read it with config_integer and its kin.
+  /// Reads config.json; refers to config().
+  [[nodiscard]] ConfigReader config_reader() const { return {config(), config_path()}; }
+
+  /// The content of config.json, an object.
   const nlohmann::json& config() const noexcept { return m_contents->config; }
 
   /// The tensor of that name, or nullptr; of a sharded checkpoint those that the index names.
