@@ -2,7 +2,6 @@
 #pragma once
 
 #include <memory>
-#include <string>
 
 #include "dllm_cache/models/checkpoint/checkpoint_folder.hpp"
 #include "dllm_cache/models/load_parts.hpp"
@@ -20,8 +19,6 @@ namespace dllm_cache::inline v0_1::models {
   constexpr Index widest = Index{1} << 24;
 
   auto model = std::make_shared<TransformerModel>();
-  model->architecture = "DreamModel";
-  model->lifetime = folder.lifetime();
   model->compute = options;
   TransformerConfig& config = model->config;
   config.layers = reader.integer("num_hidden_layers", 1, 1 << 16);
@@ -48,29 +45,7 @@ namespace dllm_cache::inline v0_1::models {
   detail::refuse_true(reader, "use_sliding_window");
   if (reader.find("rope_scaling") != nullptr) reader.refuse("rope_scaling", "null or absent");
 
-  const Index width = config.width;
-  model->embedding = folder.weight("model.embed_tokens.weight", {config.vocabulary, width});
-  for (Index i = 0; i < config.layers; ++i) {
-    const std::string block = "model.layers." + std::to_string(i) + ".";
-    const auto linear = [&](const char* name, Index outputs, Index inputs, bool bias) {
-      return detail::load_linear(folder, block + name, outputs, inputs, bias, options);
-    };
-    LayerWeights& layer = model->layers.emplace_back();
-    layer.attention_norm =
-        detail::load_norm(folder, block + "input_layernorm", width, false, epsilon);
-    layer.feed_forward_norm =
-        detail::load_norm(folder, block + "post_attention_layernorm", width, false, epsilon);
-    layer.query = linear("self_attn.q_proj", config.query_width(), width, true);
-    layer.key = linear("self_attn.k_proj", config.kv_width(), width, true);
-    layer.value = linear("self_attn.v_proj", config.kv_width(), width, true);
-    layer.output = linear("self_attn.o_proj", width, config.query_width(), false);
-    layer.gate = linear("mlp.gate_proj", config.feed_forward, width, false);
-    layer.up = linear("mlp.up_proj", config.feed_forward, width, false);
-    layer.down = linear("mlp.down_proj", width, config.feed_forward, false);
-  }
-  model->final_norm = detail::load_norm(folder, "model.norm", width, false, epsilon);
-  const bool tied = reader.optional_bool("tie_word_embeddings").value_or(false);
-  model->head = detail::load_head(folder, "lm_head", *model, tied, false, options);
+  detail::load_tensors(folder, dream_names(), {.query_key_value = true}, epsilon, *model);
   return model;
 }
 

@@ -2,7 +2,6 @@
 #pragma once
 
 #include <memory>
-#include <string>
 
 #include "dllm_cache/models/checkpoint/checkpoint_folder.hpp"
 #include "dllm_cache/models/load_parts.hpp"
@@ -23,8 +22,6 @@ namespace dllm_cache::inline v0_1::models {
   constexpr Index most_tokens = Index{1} << 31;
 
   auto model = std::make_shared<TransformerModel>();
-  model->architecture = "LLaDAModelLM";
-  model->lifetime = folder.lifetime();
   model->compute = options;
   TransformerConfig& config = model->config;
   config.layers = reader.integer("n_layers", 1, 1 << 16);
@@ -58,31 +55,9 @@ namespace dllm_cache::inline v0_1::models {
   const bool bias = reader.optional_bool("include_bias").value_or(false);
   const bool qkv_bias = bias || reader.optional_bool("include_qkv_bias").value_or(false);
   const bool norm_bias = reader.optional_bool("bias_for_layer_norm").value_or(bias);
-
-  const std::string root = "model.transformer.";
-  const Index width = config.width;
-  model->embedding = folder.weight(root + "wte.weight", {config.vocabulary, width});
-  for (Index i = 0; i < config.layers; ++i) {
-    const std::string block = root + "blocks." + std::to_string(i) + ".";
-    const auto linear = [&](const char* name, Index outputs, Index inputs, bool with_bias) {
-      return detail::load_linear(folder, block + name, outputs, inputs, with_bias, options);
-    };
-    LayerWeights& layer = model->layers.emplace_back();
-    layer.attention_norm =
-        detail::load_norm(folder, block + "attn_norm", width, norm_bias, epsilon);
-    layer.feed_forward_norm =
-        detail::load_norm(folder, block + "ff_norm", width, norm_bias, epsilon);
-    layer.query = linear("q_proj", config.query_width(), width, qkv_bias);
-    layer.key = linear("k_proj", config.kv_width(), width, qkv_bias);
-    layer.value = linear("v_proj", config.kv_width(), width, qkv_bias);
-    layer.output = linear("attn_out", width, config.query_width(), bias);
-    layer.gate = linear("ff_proj", config.feed_forward, width, bias);
-    layer.up = linear("up_proj", config.feed_forward, width, bias);
-    layer.down = linear("ff_out", width, config.feed_forward, bias);
-  }
-  model->final_norm = detail::load_norm(folder, root + "ln_f", width, norm_bias, epsilon);
-  const bool tied = reader.optional_bool("weight_tying").value_or(false);
-  model->head = detail::load_head(folder, root + "ff_out", *model, tied, bias, options);
+  detail::load_tensors(folder, llada_names(),
+                       {.norms = norm_bias, .query_key_value = qkv_bias, .others = bias}, epsilon,
+                       *model);
   return model;
 }
 
