@@ -96,7 +96,7 @@ inline void require_split(const char* what, Index count, int ranks) {
                                                         part, sliced->columns.emplace_back());
       models::Linear linear(
           weight, ranks.rank() == 0 ? folder.find(prefix + name + ".bias") : nullptr, options);
-      if (options.backend != models::Backend::Eigen) sliced->columns.pop_back();  // packed by now
+      if (!linear.reads_tensor()) sliced->columns.pop_back();  // packed by now
       return linear;
     };
     models::LayerWeights& layer = sliced->model.layers[static_cast<std::size_t>(i)];
