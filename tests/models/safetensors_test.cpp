@@ -331,7 +331,8 @@ TEST_CASE("SafetensorsFile: a bomb of brackets is refused without running out of
   std::string objects;
   for (int i = 0; i < 1'000'000; ++i) objects += R"({"a":)";
   REQUIRE_THAT(refusal_of(objects, 0), Contains("nested deeper than"));
-  REQUIRE_THAT(refusal_of("{\"a\":" + std::string(1'000'000, '['), 0), Contains("nested deeper than"));
+  REQUIRE_THAT(refusal_of("{\"a\":" + std::string(1'000'000, '['), 0),
+               Contains("nested deeper than"));
 }
 
 TEST_CASE("SafetensorsFile: a tensor that stands twice is refused", "[safetensors][refusal]") {
