@@ -22,9 +22,6 @@ namespace models = dllm_cache::models;
 inline std::shared_ptr<const models::TransformerModel> random_model(
     const models::TransformerConfig& config, std::uint64_t seed,
     const models::ComputeOptions& options = {}, Index distinct = 0) {
-  // Weights that a backend copies into its own layout need not be kept.
-  const bool keeps =
-      options.backend == models::Backend::Eigen && options.precision == models::Precision::Float32;
   auto kept = std::make_shared<std::list<std::vector<float>>>();
   const auto matrix = [&](std::list<std::vector<float>>& to, Index rows, Index cols) {
     auto& elements = to.emplace_back(static_cast<std::size_t>(rows * cols));
@@ -40,9 +37,12 @@ inline std::shared_ptr<const models::TransformerModel> random_model(
     tensor.bytes = std::as_bytes(std::span<const float>(elements));
     return tensor;
   };
-  const auto linear = [&](Index outputs, Index inputs) {
-    std::list<std::vector<float>> passing;
-    return models::Linear(matrix(keeps ? *kept : passing, outputs, inputs), nullptr, options);
+  const auto make_linear = [&](Index outputs, Index inputs) {
+    std::list<std::vector<float>> made;
+    models::Linear linear(matrix(made, outputs, inputs), nullptr, options);
+    // Weights that a backend copies into its own layout need not be kept.
+    if (linear.reads_tensor()) kept->splice(kept->end(), made);
+    return linear;
   };
   const auto norm = [&] {
     models::RmsNorm unit;
@@ -62,17 +62,17 @@ inline std::shared_ptr<const models::TransformerModel> random_model(
     models::LayerWeights layer;
     layer.attention_norm = norm();
     layer.feed_forward_norm = norm();
-    layer.query = linear(config.query_width(), config.width);
-    layer.key = linear(config.kv_width(), config.width);
-    layer.value = linear(config.kv_width(), config.width);
-    layer.output = linear(config.width, config.query_width());
-    layer.gate = linear(config.feed_forward, config.width);
-    layer.up = linear(config.feed_forward, config.width);
-    layer.down = linear(config.width, config.feed_forward);
+    layer.query = make_linear(config.query_width(), config.width);
+    layer.key = make_linear(config.kv_width(), config.width);
+    layer.value = make_linear(config.kv_width(), config.width);
+    layer.output = make_linear(config.width, config.query_width());
+    layer.gate = make_linear(config.feed_forward, config.width);
+    layer.up = make_linear(config.feed_forward, config.width);
+    layer.down = make_linear(config.width, config.feed_forward);
     model->layers.push_back(std::move(layer));
   }
   model->final_norm = norm();
-  model->head = linear(config.vocabulary, config.width);
+  model->head = make_linear(config.vocabulary, config.width);
   model->lifetime = kept;
   return model;
 }

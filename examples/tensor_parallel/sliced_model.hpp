@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "dllm_cache/models/load_model.hpp"
+#include "dllm_cache/models/tensor_names.hpp"
 #include "ranks.hpp"
 
 namespace tensor_parallel {
@@ -50,36 +51,6 @@ inline models::Tensor input_slice(models::Tensor tensor, Range part,
   return tensor;
 }
 
-/// Names of tensors: of a layer's projections behind `layer` and its number, of the head, and the
-/// configuration's key that says whether the head is the embedding.
-struct Names {
-  const char *layer, *query, *key, *value, *output, *gate, *up, *down, *head, *tied;
-};
-
-inline const Names& names_of(const std::string& architecture) {
-  static constexpr Names llada{.layer = "model.transformer.blocks.",
-                               .query = "q_proj",
-                               .key = "k_proj",
-                               .value = "v_proj",
-                               .output = "attn_out",
-                               .gate = "ff_proj",
-                               .up = "up_proj",
-                               .down = "ff_out",
-                               .head = "model.transformer.ff_out",
-                               .tied = "weight_tying"};
-  static constexpr Names dream{.layer = "model.layers.",
-                               .query = "self_attn.q_proj",
-                               .key = "self_attn.k_proj",
-                               .value = "self_attn.v_proj",
-                               .output = "self_attn.o_proj",
-                               .gate = "mlp.gate_proj",
-                               .up = "mlp.up_proj",
-                               .down = "mlp.down_proj",
-                               .head = "lm_head",
-                               .tied = "tie_word_embeddings"};
-  return architecture == "LLaDAModelLM" ? llada : dream;
-}
-
 inline void require_split(const char* what, Index count, int ranks) {
   if (count % ranks != 0)
     dllm_cache::base::refuse_argument("load_slice: the number of ranks must divide ", what, " = ",
@@ -107,10 +78,10 @@ inline void require_split(const char* what, Index count, int ranks) {
 
   const models::CheckpointFolder folder(path);
   sliced->mapped = folder.lifetime();
-  const detail::Names& names = detail::names_of(sliced->model.architecture);
+  const models::TensorNames& names = models::tensor_names(sliced->model.architecture);
   sliced->columns.reserve(2 * sliced->model.layers.size());  // weights point into its entries
   for (Index i = 0; i < config.layers; ++i) {
-    const std::string prefix = names.layer + std::to_string(i) + ".";
+    const std::string prefix = names.of_layer(i);
     const auto by_outputs = [&](const char* name, Range part) {
       const models::Tensor weight =
           detail::output_slice(*folder.find(prefix + name + ".weight"), part);
@@ -125,7 +96,7 @@ inline void require_split(const char* what, Index count, int ranks) {
                                                         part, sliced->columns.emplace_back());
       models::Linear linear(
           weight, ranks.rank() == 0 ? folder.find(prefix + name + ".bias") : nullptr, options);
-      if (options.backend != models::Backend::Eigen) sliced->columns.pop_back();  // packed by now
+      if (!linear.reads_tensor()) sliced->columns.pop_back();  // packed by now
       return linear;
     };
     models::LayerWeights& layer = sliced->model.layers[static_cast<std::size_t>(i)];
@@ -137,8 +108,7 @@ inline void require_split(const char* what, Index count, int ranks) {
     layer.up = by_outputs(names.up, hidden);
     layer.down = by_inputs(names.down, hidden);
   }
-  const bool tied = models::optional_config_bool(folder.config(), folder.config_path(), names.tied)
-                        .value_or(false);
+  const bool tied = folder.config_reader().optional_bool(names.tied).value_or(false);
   const std::string head = names.head;
   sliced->model.head =
       tied ? models::Linear(sliced->model.embedding, nullptr, options)

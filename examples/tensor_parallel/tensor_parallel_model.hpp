@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "dllm_cache/decoding/denoising_model.hpp"
+#include "dllm_cache/models/compute/attention.hpp"
 #include "sliced_model.hpp"
 
 namespace tensor_parallel {
@@ -42,9 +43,9 @@ class TensorParallelModel {
     void delta(MatrixView<const float> x, MatrixView<const float> q,
                std::span<const dllm_cache::Segment<Stored>> segments, MatrixView<float> u) {
       TensorParallelModel& model = *m_model;
-      const MatrixView<float> attended = padded(model.m_attended, x.rows, q.cols);
-      models::attend(q, segments, model.config().heads, attended, model.m_team);
-      model.m_products.apply(attended, {{&m_weights->output, u}});
+      model.m_attended.resize(x.rows, q.cols, models::Products::padded_rows(x.rows), false);
+      model.m_attention.attend(q, segments, model.config().heads, model.m_attended);
+      model.m_products.apply(model.m_attended.floats(), {{&m_weights->output, u}});
       model.m_ranks.sum(u);
 
       const MatrixView<float> residual = padded(model.m_residual, x.rows, x.cols);
@@ -76,6 +77,7 @@ class TensorParallelModel {
         m_ranks(ranks),
         m_team(threads),
         m_products(m_team),
+        m_attention({.backend = models::Backend::Eigen}, m_team),
         m_rotary(config().heads.head_dim, config().rotary_theta) {}
 
   /// What this rank's caches hold: the keys and values of its heads, updates of whole rows.
@@ -131,9 +133,10 @@ class TensorParallelModel {
   Ranks m_ranks;
   models::ThreadTeam m_team;
   models::Products m_products;
+  models::Attention m_attention;  // in float32, like all rows here
   models::RotaryEmbedding m_rotary;
+  models::ProductInput m_attended;             // [m, heads / ranks * head_dim]
   dllm_cache::base::Buffer<float> m_normed;    // [m, d] after a norm
-  dllm_cache::base::Buffer<float> m_attended;  // [m, heads / ranks * head_dim]
   dllm_cache::base::Buffer<float> m_residual;  // [m, d] after attention
   dllm_cache::base::Buffer<float> m_gate;      // [m, feed_forward / ranks]
   dllm_cache::base::Buffer<float> m_up;        // [m, feed_forward / ranks]

@@ -6,15 +6,16 @@
 #include <catch2/catch.hpp>
 #include <cmath>
 #include <limits>
+#include <span>
+#include <stdexcept>
+#include <string>
 #include <vector>
 
 #include "dllm_cache/base/large_pages.hpp"
-#include "dllm_cache/models/compute/backend.hpp"
 #include "dllm_cache/models/compute/row_operations.hpp"
+#include "tests/models/all_options.hpp"
 #include "tests/support/random_numbers.hpp"
-#if DLLM_CACHE_HAS_ONEDNN
-#include "dllm_cache/models/compute/onednn_attention.hpp"
-#endif
+#include "tests/support/refusal.hpp"
 
 using namespace dllm_cache;
 using namespace dllm_cache::testing;
@@ -34,6 +35,7 @@ struct Problem {
     for (const float x : random.vector<float>(keys * width(), 2.0)) v.push_back(Stored(x));
   }
   [[nodiscard]] Index width() const { return shape.kv_heads * shape.head_dim; }
+  [[nodiscard]] Index width_out() const { return shape.heads * shape.head_dim; }
   [[nodiscard]] MatrixView<const float> queries() const {
     return dense_view(q.data(), rows, shape.heads * shape.head_dim);
   }
@@ -98,41 +100,31 @@ double largest_difference(const std::vector<float>& found, const std::vector<dou
   return largest;
 }
 
-// Every way that computes attention of this stored type, with its tolerance: values are of size 2,
-// bf16 weights have 8 bits.
+// Every way that computes attention of this stored type, with its tolerance: values are of size 2;
+// bf16 weights have 8 bits, and rounding the rows once more costs 2^-8 of a value, less than 0.01.
 template <class Stored, class Check>
 void each_way(const Problem<Stored>& problem, int threads, const Check& check) {
   models::ThreadTeam team(threads);
-  const auto run = [&](const char* name, double tolerance, const auto& attend) {
-    std::vector<float> out(problem.q.size(), std::numeric_limits<float>::quiet_NaN());
-    const auto segments = problem.segments();
-    attend(std::span<const Segment<Stored>>(segments),
-           dense_view(out.data(), problem.rows, problem.shape.heads * problem.shape.head_dim));
-    INFO(name << ", " << problem.rows << " rows, " << problem.keys << " keys, "
-              << problem.shape.heads << " heads on " << problem.shape.kv_heads << ", head_dim "
-              << problem.shape.head_dim << ", " << threads << " threads");
-    check(out, tolerance);
-  };
-  run("Eigen", 2e-5, [&](auto segments, MatrixView<float> out) {
-    models::attend(problem.queries(), segments, problem.shape, out, team);
-  });
-#if DLLM_CACHE_HAS_ONEDNN
-  models::OneDnnAttention<float> wide(threads);
-  run("oneDNN float32", 2e-5, [&](auto segments, MatrixView<float> out) {
-    wide.attend(problem.queries(), segments, problem.shape, out, team);
-  });
-  models::OneDnnAttention<Eigen::bfloat16> narrow(threads);
-  run("oneDNN bf16", 0.05, [&](auto segments, MatrixView<float> out) {
-    narrow.attend(problem.queries(), segments, problem.shape, out, team);
-  });
-  // Values are at most 2: rounding once more costs 2^-8 of them at most, less than 0.01.
-  run("oneDNN bf16, rounded on the way out", 0.06, [&](auto segments, MatrixView<float> out) {
-    std::vector<Eigen::bfloat16> rounded(static_cast<std::size_t>(out.rows * out.cols));
-    narrow.attend(problem.queries(), segments, problem.shape,
-                  dense_view(rounded.data(), out.rows, out.cols), team);
-    std::copy(rounded.begin(), rounded.end(), out.data);
-  });
-#endif
+  const auto segments = problem.segments();
+  for (const models::ComputeOptions& options : all_options()) {
+    models::Attention attention(options, team);
+    models::ProductInput out;
+    out.resize(problem.rows, problem.width_out(), problem.rows, models::multiplies_bf16(options));
+    std::vector<float> found;
+    out.fill([&]<class Element>(MatrixView<Element> rows) {
+      const auto count = static_cast<std::ptrdiff_t>(problem.q.size());
+      std::fill_n(rows.data, count, std::numeric_limits<Element>::quiet_NaN());
+      attention.attend(problem.queries(), std::span<const Segment<Stored>>(segments), problem.shape,
+                       out);
+      found.assign(rows.data, rows.data + count);
+    });
+    INFO("backend " << models::name_of(options.backend) << ", precision "
+                    << static_cast<int>(options.precision) << ", " << problem.rows << " rows, "
+                    << problem.keys << " keys, " << problem.shape.heads << " heads on "
+                    << problem.shape.kv_heads << ", head_dim " << problem.shape.head_dim << ", "
+                    << threads << " threads");
+    check(found, out.narrow() ? 0.06 : 2e-5);
+  }
 }
 
 template <class Stored>
@@ -188,6 +180,52 @@ TEST_CASE("attention: a key that is no number reaches every row that sees it, no
       }
     });
   }
+}
+
+TEST_CASE("attention: operations of few and many rows are counted alike", "[attention]") {
+  models::ThreadTeam team(1);
+  for (const models::ComputeOptions& options : all_options()) {
+    models::Attention attention(options, team);
+    models::ProductInput out;
+    double expected = 0.0;
+    for (const Index rows : {2, 40}) {
+      const Problem<float> problem(rows, 33, {6, 2, 16});
+      const auto segments = problem.segments();
+      out.resize(rows, problem.width_out(), rows, models::multiplies_bf16(options));
+      attention.attend(problem.queries(), std::span<const Segment<float>>(segments), problem.shape,
+                       out);
+      // Half of the rows see one key less.
+      expected += 4.0 * static_cast<double>(rows) * 32.5 * 6 * 16;
+      CHECK(attention.operations() == expected);
+    }
+  }
+}
+
+TEST_CASE("attention: rows of another type than the options multiply are refused",
+          "[attention][refusal]") {
+  models::ThreadTeam team(1);
+  const Problem<float> problem(2, 5, {1, 1, 16});
+  const auto segments = problem.segments();
+  for (const models::ComputeOptions& options : all_options()) {
+    models::Attention attention(options, team);
+    models::ProductInput out;
+    out.resize(2, problem.width_out(), 2, !models::multiplies_bf16(options));
+    const std::string message = refusal<std::invalid_argument>([&] {
+      attention.attend(problem.queries(), std::span<const Segment<float>>(segments), problem.shape,
+                       out);
+      return 0;
+    });
+    CHECK_THAT(message, Catch::Contains("Attention") && Catch::Contains("narrow"));
+  }
+}
+
+TEST_CASE("attention: a backend that is not built in is refused", "[attention][refusal]") {
+  models::ThreadTeam team(1);
+  const std::string message = refusal<std::invalid_argument>([&] {
+    const models::Attention attention({.backend = static_cast<models::Backend>(77)}, team);
+    return attention.operations();
+  });
+  CHECK_THAT(message, Catch::Contains("ComputeOptions: backend"));
 }
 
 TEST_CASE("exponentiate: as near to exp as floats are, at both ends and for NaN", "[attention]") {

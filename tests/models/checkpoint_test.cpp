@@ -24,6 +24,7 @@ namespace {
 
 using Catch::Matchers::Contains;
 using dllm_cache::models::CheckpointFolder;
+using dllm_cache::models::ConfigReader;
 using dllm_cache::models::SafetensorsWriter;
 using dllm_cache::models::Tensor;
 using dllm_cache::models::TensorType;
@@ -72,11 +73,11 @@ std::string refusal_of(const std::filesystem::path& folder) {
 
 const std::filesystem::path config_file = "some/config.json";
 
-// What a config reader says to the value `text` of the key "k".
-template <class Reader>
-std::string refusal_of_value(std::string_view text, Reader&& reader) {
+// What a reader of config.json says to the value `text` of the key "k" when `read` is called.
+template <class Read>
+std::string refusal_of_value(std::string_view text, const Read& read) {
   const auto config = nlohmann::json::parse("{\"k\":" + std::string(text) + "}");
-  return refusal<std::runtime_error>([&] { return reader(config); });
+  return refusal<std::runtime_error>([&] { return read(ConfigReader(config, config_file)); });
 }
 
 }  // namespace
@@ -246,11 +247,11 @@ TEST_CASE("CheckpointFolder: a config.json that is no JSON object is refused",
   const auto [text, reason] = GENERATE(table<std::string, std::string>({
       {"[1,2]", "expected a JSON object, got [1,2]"},
       {"null", "expected a JSON object, got null"},
-      {"", "not valid JSON"},
-      {"{\"n_layers\":", "not valid JSON"},
-      {"{\"rope_theta\":NaN}", "not valid JSON"},
+      {"", "not JSON"},
+      {"{\"n_layers\":", "not JSON"},
+      {"{\"rope_theta\":NaN}", "not JSON"},
       {"{\"n\":1,\"n\":2}", "key \"n\" stands twice"},
-      {std::string(100'000, '['), "nested too deep"},
+      {std::string(100'000, '['), "nested deeper than"},
   }));
   CAPTURE(text.substr(0, 40));
   folder.write("config.json", text);
@@ -293,7 +294,7 @@ TEST_CASE("CheckpointFolder: damaged weights are refused by the name of their fi
 TEST_CASE("CheckpointFolder: a malformed index is refused", "[checkpoint][refusal]") {
   const ShardedFolder folder;
   const auto [text, reason] = GENERATE(table<std::string, std::string>({
-      {"{", "not valid JSON"},
+      {"{", "not JSON"},
       {"[]", "expected a JSON object, got []"},
       {"{}", "weight_map: expected an object, got none"},
       {index_text("null"), "weight_map: expected an object, got null"},
@@ -356,119 +357,110 @@ TEST_CASE("CheckpointFolder: a tensor that is not in the shard of the index is r
                    Contains("got no such tensor"));
 }
 
-// ---- config readers
+// ---- config.json
 
-TEST_CASE("config readers: values inside the range are given, its ends included", "[config]") {
+TEST_CASE("ConfigReader: values inside the range are given, its ends included", "[config]") {
   const auto config = nlohmann::json::parse(
       R"({"low":1,"high":32,"least":-9223372036854775808,"theta":500000.0,"whole":2,"yes":true,)"
       R"("no":false,"type":"llada"})");
+  const ConfigReader reader(config, config_file);
   constexpr std::int64_t least = std::numeric_limits<std::int64_t>::min();
-  REQUIRE(models::config_integer(config, config_file, "low", 1, 32) == 1);
-  REQUIRE(models::config_integer(config, config_file, "high", 1, 32) == 32);
-  REQUIRE(models::config_integer(config, config_file, "least", least, 0) == least);
-  REQUIRE(models::config_number(config, config_file, "theta", 1.0, 500000.0) == 500000.0);
-  REQUIRE(models::config_number(config, config_file, "whole", 2.0, 3.0) == 2.0);
-  REQUIRE(models::config_bool(config, config_file, "yes"));
-  REQUIRE_FALSE(models::config_bool(config, config_file, "no"));
-  REQUIRE(models::config_string(config, config_file, "type") == "llada");
-  REQUIRE(models::optional_config_integer(config, config_file, "low", 1, 32) == 1);
-  REQUIRE(models::optional_config_number(config, config_file, "theta", 1.0, 1e6) == 500000.0);
-  REQUIRE(models::optional_config_bool(config, config_file, "no") == false);
-  REQUIRE(models::optional_config_string(config, config_file, "type") == "llada");
+  REQUIRE(reader.integer("low", 1, 32) == 1);
+  REQUIRE(reader.integer("high", 1, 32) == 32);
+  REQUIRE(reader.integer("least", least, 0) == least);
+  REQUIRE(reader.string("type") == "llada");
+  REQUIRE(reader.optional_integer("low", 1, 32) == 1);
+  REQUIRE(reader.optional_number("theta", 1.0, 500000.0) == 500000.0);
+  REQUIRE(reader.optional_number("whole", 2.0, 3.0) == 2.0);
+  REQUIRE(reader.optional_bool("yes") == true);
+  REQUIRE(reader.optional_bool("no") == false);
+  REQUIRE(reader.optional_string("type") == "llada");
 }
 
-TEST_CASE("config readers: optional ones give none where the key is absent or null", "[config]") {
+TEST_CASE("ConfigReader: optional values are none where the key is absent or null", "[config]") {
   const auto config = nlohmann::json::parse(R"({"k":null})");
+  const ConfigReader reader(config, config_file);
   const std::string key = GENERATE("k", "absent");
-  REQUIRE(models::optional_config_integer(config, config_file, key, 1, 2) == std::nullopt);
-  REQUIRE(models::optional_config_number(config, config_file, key, 1, 2) == std::nullopt);
-  REQUIRE(models::optional_config_bool(config, config_file, key) == std::nullopt);
-  REQUIRE(models::optional_config_string(config, config_file, key) == std::nullopt);
+  REQUIRE(reader.optional_integer(key, 1, 2) == std::nullopt);
+  REQUIRE(reader.optional_number(key, 1, 2) == std::nullopt);
+  REQUIRE(reader.optional_bool(key) == std::nullopt);
+  REQUIRE(reader.optional_string(key) == std::nullopt);
 }
 
-TEST_CASE("config readers: the others refuse a key that is absent or null", "[config][refusal]") {
+TEST_CASE("ConfigReader: other values are refused where the key is absent or null",
+          "[config][refusal]") {
   const auto config = nlohmann::json::parse(R"({"null_key":null})");
+  const ConfigReader reader(config, config_file);
   const std::string key = GENERATE("null_key", "absent_key");
-  const auto refused = [&](const std::string& expected, auto reader) {
-    REQUIRE_THAT(refusal<std::runtime_error>([&] { return reader(config, config_file, key); }),
+  const auto refused = [&](const std::string& expected, auto read) {
+    REQUIRE_THAT(refusal<std::runtime_error>(read),
                  Contains("some/config.json\"") && Contains("key \"" + key + "\"") &&
                      Contains("expected " + expected + ", got none"));
   };
-  refused("an integer in [1, 32]",
-          [](const auto&... place) { return models::config_integer(place..., 1, 32); });
-  refused("a number in [0, 1]",
-          [](const auto&... place) { return models::config_number(place..., 0, 1); });
-  refused("true or false", models::config_bool);
-  refused("a string", models::config_string);
+  refused("an integer in [1, 32]", [&] { return reader.integer(key, 1, 32); });
+  refused("a string", [&] { return reader.string(key); });
 }
 
-TEST_CASE("config readers: an integer of another kind or outside the range is refused",
+TEST_CASE("ConfigReader: an integer of another kind or outside the range is refused",
           "[config][refusal]") {
   const std::string value = GENERATE("0", "33", "-1", "2.0", "\"2\"", "true", "[2]", "[]",
                                      "9223372036854775808", "18446744073709551615");
-  const auto reader = [](const nlohmann::json& config) {
-    return models::optional_config_integer(config, config_file, "k", 1, 32).has_value();
-  };
-  REQUIRE_THAT(refusal_of_value(value, reader),
-               Contains("some/config.json\"") && Contains("key \"k\"") &&
-                   Contains("expected an integer in [1, 32], got " + value));
+  REQUIRE_THAT(
+      refusal_of_value(
+          value, [](const ConfigReader& reader) { return reader.optional_integer("k", 1, 32); }),
+      Contains("some/config.json\"") && Contains("key \"k\"") &&
+          Contains("expected an integer in [1, 32], got " + value));
 }
 
-TEST_CASE("config readers: an integer that does not fit in 64 signed bits is refused, not wrapped",
+TEST_CASE("ConfigReader: an integer that does not fit in 64 signed bits is refused, not wrapped",
           "[config][refusal]") {
-  const auto reader = [](const nlohmann::json& config) {
-    return models::config_integer(config, config_file, "k",
-                                  std::numeric_limits<std::int64_t>::min(),
-                                  std::numeric_limits<std::int64_t>::max());
+  const auto read = [](const ConfigReader& reader) {
+    return reader.integer("k", std::numeric_limits<std::int64_t>::min(),
+                          std::numeric_limits<std::int64_t>::max());
   };
-  REQUIRE_THAT(refusal_of_value("18446744073709551615", reader),
+  REQUIRE_THAT(refusal_of_value("18446744073709551615", read),
                Contains("got 18446744073709551615"));
 }
 
-TEST_CASE("config readers: a number of another kind or outside the range is refused",
+TEST_CASE("ConfigReader: a number of another kind or outside the range is refused",
           "[config][refusal]") {
-  const std::string value = GENERATE("0.5", "1000001", "-3", "\"10.0\"", "true", "[10.0]");
-  const auto reader = [](const nlohmann::json& config) {
-    return models::optional_config_number(config, config_file, "k", 1.0, 1e6).has_value();
+  const std::string value = GENERATE("0.5", "5001", "-3", "\"10.0\"", "true", "[10.0]");
+  const auto read = [](const ConfigReader& reader) {
+    return reader.optional_number("k", 1.0, 5000.0);
   };
-  REQUIRE_THAT(refusal_of_value(value, reader),
+  REQUIRE_THAT(refusal_of_value(value, read),
                Contains("some/config.json\"") && Contains("key \"k\"") &&
-                   Contains("expected a number in [1, 1000000], got " + value));
+                   Contains("expected a number in [1, 5000], got " + value));
 }
 
-TEST_CASE("config readers: a NaN that a program put there is refused", "[config][refusal]") {
+TEST_CASE("ConfigReader: a NaN that a program put there is refused", "[config][refusal]") {
   const nlohmann::json config = {{"k", std::numeric_limits<double>::quiet_NaN()}};
-  REQUIRE_THAT(refusal<std::runtime_error>(
-                   [&] { return models::config_number(config, config_file, "k", 0, 1); }),
+  const ConfigReader reader(config, config_file);
+  REQUIRE_THAT(refusal<std::runtime_error>([&] { return reader.optional_number("k", 0, 1); }),
                Contains("some/config.json\"") && Contains("key \"k\""));
 }
 
-TEST_CASE("config readers: a truth value must be true or false", "[config][refusal]") {
+TEST_CASE("ConfigReader: a truth value must be true or false", "[config][refusal]") {
   const std::string value = GENERATE("0", "1", "\"true\"", "[true]");
-  const auto reader = [](const nlohmann::json& config) {
-    return models::optional_config_bool(config, config_file, "k").has_value();
-  };
-  REQUIRE_THAT(refusal_of_value(value, reader),
-               Contains("some/config.json\"") && Contains("key \"k\"") &&
-                   Contains("expected true or false, got " + value));
+  const auto read = [](const ConfigReader& reader) { return reader.optional_bool("k"); };
+  REQUIRE_THAT(refusal_of_value(value, read), Contains("some/config.json\"") &&
+                                                  Contains("key \"k\"") &&
+                                                  Contains("expected true or false, got " + value));
 }
 
-TEST_CASE("config readers: a string must be a string", "[config][refusal]") {
+TEST_CASE("ConfigReader: a string must be a string", "[config][refusal]") {
   const auto [value, shown] = GENERATE(table<std::string, std::string>(
       {{"1", "1"}, {"[\"llada\"]", "[\"llada\"]"}, {"{}", "an object"}, {"false", "false"}}));
-  const auto reader = [](const nlohmann::json& config) {
-    return models::optional_config_string(config, config_file, "k").has_value();
-  };
-  REQUIRE_THAT(refusal_of_value(value, reader), Contains("some/config.json\"") &&
-                                                    Contains("key \"k\"") &&
-                                                    Contains("expected a string, got " + shown));
+  const auto read = [](const ConfigReader& reader) { return reader.optional_string("k"); };
+  REQUIRE_THAT(refusal_of_value(value, read), Contains("some/config.json\"") &&
+                                                  Contains("key \"k\"") &&
+                                                  Contains("expected a string, got " + shown));
 }
 
-TEST_CASE("config readers: a key is looked for in objects only", "[config][refusal]") {
+TEST_CASE("ConfigReader: a key is looked for in objects only", "[config][refusal]") {
   const nlohmann::json config = nlohmann::json::array();
-  REQUIRE_THAT(refusal<std::runtime_error>([&] {
-                 return models::optional_config_bool(config, config_file, "k").has_value();
-               }),
+  const ConfigReader reader(config, config_file);
+  REQUIRE_THAT(refusal<std::runtime_error>([&] { return reader.optional_bool("k"); }),
                Contains("some/config.json\"") && Contains("key \"k\"") &&
                    Contains("expected it in a JSON object, got []"));
 }

@@ -10,6 +10,7 @@
 
 #include "dllm_cache/models/compute/linear.hpp"
 #include "dllm_cache/models/compute/row_operations.hpp"
+#include "tests/models/all_options.hpp"
 #include "tests/support/random_numbers.hpp"
 #include "tests/support/refusal.hpp"
 
@@ -21,15 +22,6 @@ using models::Precision;
 namespace {
 
 constexpr std::uint64_t seed = 3072;
-
-std::vector<models::ComputeOptions> all_options() {
-  std::vector<models::ComputeOptions> all;
-  for (const Precision precision : {Precision::Float32, Precision::Bfloat16}) {
-    all.push_back({Backend::Eigen, precision});
-    if (models::has_onednn) all.push_back({Backend::OneDnn, precision});
-  }
-  return all;
-}
 
 struct Problem {
   Problem(Index row_count, Index input_count, Index output_count)
@@ -133,14 +125,52 @@ TEST_CASE("Products: rows rounded on the way give what rows rounded before the p
     });
     products.apply(input, {{&linear, dense_view(got.data(), 21, 80)}});
     CHECK(got == expected);
+  }
+}
 
-    input.resize(problem.rows, problem.inputs, padded, !linear.multiplies_bf16());
+TEST_CASE("Products: rows of another type than the linear map multiplies are refused",
+          "[models][products]") {
+  models::ThreadTeam team(1);
+  const Problem problem(21, 48, 80);
+  for (const models::ComputeOptions& options : all_options()) {
+    const models::Linear linear = problem.linear(options);
+    models::Products products(team);
+    models::ProductInput input;
+    input.resize(problem.rows, problem.inputs, models::Products::padded_rows(problem.rows),
+                 !linear.multiplies_bf16());
+    std::vector<float> y(21 * 80);
     const std::string message = refusal<std::invalid_argument>([&] {
-      products.apply(input, {{&linear, dense_view(got.data(), 21, 80)}});
+      products.apply(input, {{&linear, dense_view(y.data(), 21, 80)}});
       return 0;
     });
     CHECK_THAT(message, Catch::Contains("Products") && Catch::Contains("narrow"));
   }
+}
+
+TEST_CASE("Linear: it multiplies what its options say", "[models][products]") {
+  const Problem problem(1, 16, 16);
+  for (const models::ComputeOptions& options : all_options()) {
+    CHECK(problem.linear(options).multiplies_bf16() == models::multiplies_bf16(options));
+    CHECK(models::multiplies_bf16(options) ==
+          (options.backend == Backend::OneDnn && options.precision == Precision::Bfloat16));
+  }
+}
+
+TEST_CASE("Linear: only float32 weights for Eigen are read from their tensor later",
+          "[models][products]") {
+  const Problem problem(1, 16, 16);
+  for (const models::ComputeOptions& options : all_options())
+    CHECK(problem.linear(options).reads_tensor() ==
+          (options.backend == Backend::Eigen && options.precision == Precision::Float32));
+}
+
+TEST_CASE("Linear: a backend that is not built in is refused", "[models][products]") {
+  const Problem problem(1, 16, 16);
+  const std::string message = refusal<std::invalid_argument>([&] {
+    return problem.linear({static_cast<Backend>(77), Precision::Float32});
+  });
+  CHECK_THAT(message, Catch::Contains("ComputeOptions: backend must be one that is built in") &&
+                          Catch::Contains("Eigen") && Catch::Contains("got unknown"));
 }
 
 TEST_CASE("gate_silu: silu of the gate times up for widths on and off the lanes", "[models]") {

@@ -298,7 +298,7 @@ TEST_CASE("SafetensorsFile: a header that is no JSON is refused", "[safetensors]
   const std::string header = GENERATE(R"({"a")", R"({"a":})", R"({} {})", R"({"a":nul})",
                                       R"({'a':1})", "{\"\xFF\":1}", R"({"a":1e999})", "{}}");
   CAPTURE(header);
-  REQUIRE_THAT(refusal_of(header, 0), Contains("odd.safetensors") && Contains("not valid JSON"));
+  REQUIRE_THAT(refusal_of(header, 0), Contains("odd.safetensors") && Contains("not JSON"));
 }
 
 TEST_CASE("SafetensorsFile: a NUL byte does not hide the rest of the header",
@@ -323,15 +323,16 @@ TEST_CASE("SafetensorsFile: nesting is read up to 64 levels and refused beyond",
   };
   REQUIRE(refusal_of(header(64), 0).empty());
   REQUIRE_THAT(refusal_of(header(65), 0),
-               Contains("odd.safetensors") && Contains("nested too deep") && Contains("64"));
+               Contains("odd.safetensors") && Contains("nested deeper than") && Contains("64"));
 }
 
 TEST_CASE("SafetensorsFile: a bomb of brackets is refused without running out of stack",
           "[safetensors][refusal]") {
   std::string objects;
   for (int i = 0; i < 1'000'000; ++i) objects += R"({"a":)";
-  REQUIRE_THAT(refusal_of(objects, 0), Contains("nested too deep"));
-  REQUIRE_THAT(refusal_of("{\"a\":" + std::string(1'000'000, '['), 0), Contains("nested too deep"));
+  REQUIRE_THAT(refusal_of(objects, 0), Contains("nested deeper than"));
+  REQUIRE_THAT(refusal_of("{\"a\":" + std::string(1'000'000, '['), 0),
+               Contains("nested deeper than"));
 }
 
 TEST_CASE("SafetensorsFile: a tensor that stands twice is refused", "[safetensors][refusal]") {

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cstddef>
 #include <cstdint>
 #include <limits>
 #include <nlohmann/json.hpp>
@@ -13,28 +14,26 @@
 #include <vector>
 
 #include "dllm_cache/base/matrix_view.hpp"
+#include "dllm_cache/models/checkpoint/parse_json.hpp"
 #include "programs/text/errors.hpp"
 
 namespace programs {
 
 using dllm_cache::Index;
 
-/// The JSON object in a text that nests at most `deepest` levels; throws BadRequest naming `where`
-/// and saying what the object should be.
+/// The JSON object in a text that nests at most `deepest` levels, in the strict sense of
+/// dllm_cache::models::parse_json; throws BadRequest naming `where` and saying what the object
+/// should be.
 [[nodiscard]] inline nlohmann::json parse_object(const std::string& text, const std::string& where,
                                                  const std::string& what, int deepest = 8) {
-  using Json = nlohmann::json;
-  // A deep nest would exhaust the stack.
-  const Json json = Json::parse(
-      text,
-      [&](int depth, Json::parse_event_t, Json&) {
-        if (depth > deepest) throw BadRequest(where + ": nested deeper than " + what + " can be");
-        return true;
-      },
-      /*allow_exceptions=*/false);
-  if (json.is_discarded()) throw BadRequest(where + ": not JSON");
-  if (!json.is_object()) throw BadRequest(where + ": " + what + " must be a JSON object");
-  return json;
+  try {
+    nlohmann::json json =
+        dllm_cache::models::parse_json(text, where, static_cast<std::size_t>(deepest));
+    if (!json.is_object()) throw BadRequest(where + ": " + what + " must be a JSON object");
+    return json;
+  } catch (const dllm_cache::models::JsonError& error) {
+    throw BadRequest(error.what());
+  }
 }
 
 /// Reads typed values out of one JSON object; everything throws BadRequest naming `where`, the key,

@@ -2,7 +2,6 @@
 #pragma once
 
 #include <memory>
-#include <string>
 
 #include "dllm_cache/models/checkpoint/checkpoint_folder.hpp"
 #include "dllm_cache/models/load_parts.hpp"
@@ -16,76 +15,37 @@ namespace dllm_cache::inline v0_1::models {
 /// Throws std::runtime_error like load_llada: naming file, key or tensor, expected and found.
 [[nodiscard]] inline std::shared_ptr<const TransformerModel> load_dream(
     const CheckpointFolder& folder, const ComputeOptions& options = {}) {
-  const nlohmann::json& json = folder.config();
-  const std::filesystem::path file = folder.config_path();
-  constexpr std::int64_t widest = std::int64_t{1} << 24;
-  const auto integer = [&](const char* key, std::int64_t most) {
-    return static_cast<Index>(config_integer(json, file, key, 1, most));
-  };
+  const ConfigReader reader = folder.config_reader();
+  constexpr Index widest = Index{1} << 24;
 
   auto model = std::make_shared<TransformerModel>();
-  model->architecture = "DreamModel";
-  model->lifetime = folder.lifetime();
   model->compute = options;
   TransformerConfig& config = model->config;
-  config.layers = integer("num_hidden_layers", 1 << 16);
-  config.width = integer("hidden_size", widest);
-  config.heads.heads = integer("num_attention_heads", 1 << 16);
-  config.heads.kv_heads = static_cast<Index>(
-      optional_config_integer(json, file, "num_key_value_heads", 1, config.heads.heads)
-          .value_or(config.heads.heads));
-  detail::require_divisor(folder, "num_key_value_heads", config.heads.heads, config.heads.kv_heads);
-  const auto head_dim = optional_config_integer(json, file, "head_dim", 2, widest);
+  config.layers = reader.integer("num_hidden_layers", 1, 1 << 16);
+  config.width = reader.integer("hidden_size", 1, widest);
+  config.heads.heads = reader.integer("num_attention_heads", 1, 1 << 16);
+  config.heads.kv_heads = reader.optional_integer("num_key_value_heads", 1, config.heads.heads)
+                              .value_or(config.heads.heads);
+  detail::require_divisor(reader, "num_key_value_heads", config.heads);
+  const auto head_dim = reader.optional_integer("head_dim", 2, widest);
   if (!head_dim && config.width % config.heads.heads != 0)
-    detail::refuse_config(
-        file, "hidden_size",
-        "a multiple of num_attention_heads = " + std::to_string(config.heads.heads),
-        &json.at("hidden_size"));
+    reader.refuse("hidden_size",
+                  base::text("a multiple of num_attention_heads = ", config.heads.heads));
   config.heads.head_dim = head_dim ? *head_dim : config.width / config.heads.heads;
   if (config.heads.head_dim % 2 != 0)
-    detail::refuse_config(file, head_dim ? "head_dim" : "hidden_size",
-                          "even in each head, for the rotary embedding",
-                          &json.at(head_dim ? "head_dim" : "hidden_size"));
-  config.feed_forward = integer("intermediate_size", widest);
-  config.vocabulary = integer("vocab_size", std::int64_t{1} << 31);
-  config.rotary_theta =
-      optional_config_number(json, file, "rope_theta", 1.0, 1e12).value_or(10000.0);
-  const double epsilon =
-      optional_config_number(json, file, "rms_norm_eps", 0.0, 1.0).value_or(1e-6);
+    reader.refuse(head_dim ? "head_dim" : "hidden_size",
+                  "even in each head, for the rotary embedding");
+  config.feed_forward = reader.integer("intermediate_size", 1, widest);
+  config.vocabulary = reader.integer("vocab_size", 1, Index{1} << 31);
+  config.rotary_theta = reader.optional_number("rope_theta", 1.0, 1e12).value_or(10000.0);
+  const double epsilon = reader.optional_number("rms_norm_eps", 0.0, 1.0).value_or(1e-6);
   config.prediction_shift = 1;
-  config.special.mask = static_cast<std::int32_t>(
-      config_integer(json, file, "mask_token_id", 0, config.vocabulary - 1));
-  config.special.end_of_text = static_cast<std::int32_t>(
-      optional_config_integer(json, file, "eos_token_id", 0, config.vocabulary - 1)
-          .value_or(no_token));
-  detail::require_string(folder, "hidden_act", "silu");
-  detail::refuse_true(folder, "use_sliding_window");
-  if (const auto scaling = json.find("rope_scaling"); scaling != json.end() && !scaling->is_null())
-    detail::refuse_config(file, "rope_scaling", "null or absent", &*scaling);
+  config.special = detail::special_tokens(reader, config.vocabulary);
+  detail::require_string(reader, "hidden_act", "silu");
+  detail::refuse_true(reader, "use_sliding_window");
+  if (reader.find("rope_scaling") != nullptr) reader.refuse("rope_scaling", "null or absent");
 
-  const Index width = config.width;
-  model->embedding = folder.weight("model.embed_tokens.weight", {config.vocabulary, width});
-  for (Index i = 0; i < config.layers; ++i) {
-    const std::string block = "model.layers." + std::to_string(i) + ".";
-    const auto linear = [&](const char* name, Index outputs, Index inputs, bool bias) {
-      return detail::load_linear(folder, block + name, outputs, inputs, bias, options);
-    };
-    LayerWeights& layer = model->layers.emplace_back();
-    layer.attention_norm =
-        detail::load_norm(folder, block + "input_layernorm", width, false, epsilon);
-    layer.feed_forward_norm =
-        detail::load_norm(folder, block + "post_attention_layernorm", width, false, epsilon);
-    layer.query = linear("self_attn.q_proj", config.query_width(), width, true);
-    layer.key = linear("self_attn.k_proj", config.kv_width(), width, true);
-    layer.value = linear("self_attn.v_proj", config.kv_width(), width, true);
-    layer.output = linear("self_attn.o_proj", width, config.query_width(), false);
-    layer.gate = linear("mlp.gate_proj", config.feed_forward, width, false);
-    layer.up = linear("mlp.up_proj", config.feed_forward, width, false);
-    layer.down = linear("mlp.down_proj", width, config.feed_forward, false);
-  }
-  model->final_norm = detail::load_norm(folder, "model.norm", width, false, epsilon);
-  const bool tied = optional_config_bool(json, file, "tie_word_embeddings").value_or(false);
-  model->head = detail::load_head(folder, "lm_head", *model, tied, false, options);
+  detail::load_tensors(folder, dream_names(), {.query_key_value = true}, epsilon, *model);
   return model;
 }
 

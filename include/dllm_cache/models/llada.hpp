@@ -2,7 +2,6 @@
 #pragma once
 
 #include <memory>
-#include <string>
 
 #include "dllm_cache/models/checkpoint/checkpoint_folder.hpp"
 #include "dllm_cache/models/load_parts.hpp"
@@ -18,86 +17,47 @@ namespace dllm_cache::inline v0_1::models {
 /// other activations, norms or blocks), a missing or misshapen tensor.
 [[nodiscard]] inline std::shared_ptr<const TransformerModel> load_llada(
     const CheckpointFolder& folder, const ComputeOptions& options = {}) {
-  const nlohmann::json& json = folder.config();
-  const std::filesystem::path file = folder.config_path();
-  constexpr std::int64_t widest = std::int64_t{1} << 24;
-  const auto integer = [&](const char* key, std::int64_t most) {
-    return static_cast<Index>(config_integer(json, file, key, 1, most));
-  };
+  const ConfigReader reader = folder.config_reader();
+  constexpr Index widest = Index{1} << 24;
+  constexpr Index most_tokens = Index{1} << 31;
 
   auto model = std::make_shared<TransformerModel>();
-  model->architecture = "LLaDAModelLM";
-  model->lifetime = folder.lifetime();
   model->compute = options;
   TransformerConfig& config = model->config;
-  config.layers = integer("n_layers", 1 << 16);
-  config.width = integer("d_model", widest);
-  config.heads.heads = integer("n_heads", 1 << 16);
-  const bool multi_query =
-      optional_config_bool(json, file, "multi_query_attention").value_or(false);
-  config.heads.kv_heads =
-      static_cast<Index>(optional_config_integer(json, file, "n_kv_heads", 1, config.heads.heads)
-                             .value_or(multi_query ? 1 : config.heads.heads));
-  detail::require_divisor(folder, "n_kv_heads", config.heads.heads, config.heads.kv_heads);
+  config.layers = reader.integer("n_layers", 1, 1 << 16);
+  config.width = reader.integer("d_model", 1, widest);
+  config.heads.heads = reader.integer("n_heads", 1, 1 << 16);
+  const bool multi_query = reader.optional_bool("multi_query_attention").value_or(false);
+  config.heads.kv_heads = reader.optional_integer("n_kv_heads", 1, config.heads.heads)
+                              .value_or(multi_query ? 1 : config.heads.heads);
+  detail::require_divisor(reader, "n_kv_heads", config.heads);
   if (config.width % (2 * config.heads.heads) != 0)
-    detail::refuse_config(file, "d_model",
-                          "an even multiple of n_heads = " + std::to_string(config.heads.heads),
-                          &json.at("d_model"));
+    reader.refuse("d_model", base::text("an even multiple of n_heads = ", config.heads.heads));
   config.heads.head_dim = config.width / config.heads.heads;
-  const auto ratio = optional_config_integer(json, file, "mlp_ratio", 1, 1024);
-  const auto hidden = optional_config_integer(json, file, "mlp_hidden_size", 1, widest);
+  const auto ratio = reader.optional_integer("mlp_ratio", 1, 1024);
+  const auto hidden = reader.optional_integer("mlp_hidden_size", 1, widest);
   config.feed_forward =
-      hidden || !ratio ? integer("mlp_hidden_size", widest) : *ratio * config.width;
-  const Index vocabulary = integer("vocab_size", std::int64_t{1} << 31);
-  config.vocabulary = static_cast<Index>(
-      optional_config_integer(json, file, "embedding_size", vocabulary, std::int64_t{1} << 31)
-          .value_or(vocabulary));
-  config.rotary_theta =
-      optional_config_number(json, file, "rope_theta", 1.0, 1e12).value_or(10000.0);
-  const double epsilon =
-      optional_config_number(json, file, "rms_norm_eps", 0.0, 1.0).value_or(1e-5);
-  config.special.mask =
-      static_cast<std::int32_t>(config_integer(json, file, "mask_token_id", 0, vocabulary - 1));
-  config.special.end_of_text = static_cast<std::int32_t>(
-      optional_config_integer(json, file, "eos_token_id", 0, vocabulary - 1).value_or(no_token));
+      hidden || !ratio ? reader.integer("mlp_hidden_size", 1, widest) : *ratio * config.width;
+  const Index vocabulary = reader.integer("vocab_size", 1, most_tokens);
+  config.vocabulary =
+      reader.optional_integer("embedding_size", vocabulary, most_tokens).value_or(vocabulary);
+  config.rotary_theta = reader.optional_number("rope_theta", 1.0, 1e12).value_or(10000.0);
+  const double epsilon = reader.optional_number("rms_norm_eps", 0.0, 1.0).value_or(1e-5);
+  config.special = detail::special_tokens(reader, vocabulary);
 
   for (const char* key : {"alibi", "attention_layer_norm", "scale_logits", "input_emb_norm"})
-    detail::refuse_true(folder, key);
-  if (!optional_config_bool(json, file, "rope").value_or(true))
-    detail::refuse_config(file, "rope", "true or absent", &json.at("rope"));
-  detail::require_string(folder, "block_type", "llama");
-  detail::require_string(folder, "layer_norm_type", "rms");
-  detail::require_string(folder, "activation_type", "silu");
+    detail::refuse_true(reader, key);
+  if (!reader.optional_bool("rope").value_or(true)) reader.refuse("rope", "true or absent");
+  detail::require_string(reader, "block_type", "llama");
+  detail::require_string(reader, "layer_norm_type", "rms");
+  detail::require_string(reader, "activation_type", "silu");
 
-  const bool bias = optional_config_bool(json, file, "include_bias").value_or(false);
-  const bool qkv_bias =
-      bias || optional_config_bool(json, file, "include_qkv_bias").value_or(false);
-  const bool norm_bias = optional_config_bool(json, file, "bias_for_layer_norm").value_or(bias);
-
-  const std::string root = "model.transformer.";
-  const Index width = config.width;
-  model->embedding = folder.weight(root + "wte.weight", {config.vocabulary, width});
-  for (Index i = 0; i < config.layers; ++i) {
-    const std::string block = root + "blocks." + std::to_string(i) + ".";
-    const auto linear = [&](const char* name, Index outputs, Index inputs, bool with_bias) {
-      return detail::load_linear(folder, block + name, outputs, inputs, with_bias, options);
-    };
-    LayerWeights& layer = model->layers.emplace_back();
-    layer.attention_norm =
-        detail::load_norm(folder, block + "attn_norm", width, norm_bias, epsilon);
-    layer.feed_forward_norm =
-        detail::load_norm(folder, block + "ff_norm", width, norm_bias, epsilon);
-    layer.query = linear("q_proj", config.query_width(), width, qkv_bias);
-    layer.key = linear("k_proj", config.kv_width(), width, qkv_bias);
-    layer.value = linear("v_proj", config.kv_width(), width, qkv_bias);
-    layer.output = linear("attn_out", width, config.query_width(), bias);
-    layer.gate = linear("ff_proj", config.feed_forward, width, bias);
-    layer.up = linear("up_proj", config.feed_forward, width, bias);
-    layer.down = linear("ff_out", width, config.feed_forward, bias);
-  }
-  model->final_norm = detail::load_norm(folder, root + "ln_f", width, norm_bias, epsilon);
-  const bool tied = optional_config_bool(json, file, "weight_tying").value_or(false);
-  model->head = detail::load_head(folder, root + "ff_out", *model, tied, bias, options);
+  const bool bias = reader.optional_bool("include_bias").value_or(false);
+  const bool qkv_bias = bias || reader.optional_bool("include_qkv_bias").value_or(false);
+  const bool norm_bias = reader.optional_bool("bias_for_layer_norm").value_or(bias);
+  detail::load_tensors(folder, llada_names(),
+                       {.norms = norm_bias, .query_key_value = qkv_bias, .others = bias}, epsilon,
+                       *model);
   return model;
 }
 

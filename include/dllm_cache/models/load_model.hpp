@@ -17,11 +17,11 @@ namespace dllm_cache::inline v0_1::models {
 [[nodiscard]] inline std::shared_ptr<const TransformerModel> load_model(
     const std::filesystem::path& path, const ComputeOptions& options = {}) {
   const CheckpointFolder folder(path);
-  const std::string kind = config_string(folder.config(), folder.config_path(), "model_type");
+  const ConfigReader reader = folder.config_reader();
+  const std::string kind = reader.string("model_type");
   if (kind == "llada") return load_llada(folder, options);
   if (kind == "Dream") return load_dream(folder, options);
-  detail::refuse_config(folder.config_path(), "model_type", "\"llada\" or \"Dream\"",
-                        &folder.config().at("model_type"));
+  reader.refuse("model_type", "\"llada\" or \"Dream\"");
 }
 
 }  // namespace dllm_cache::inline v0_1::models

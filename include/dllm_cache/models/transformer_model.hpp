@@ -8,7 +8,7 @@
 
 #include "dllm_cache/decoding/sequence_state.hpp"
 #include "dllm_cache/feature_cache.hpp"
-#include "dllm_cache/models/compute/attention.hpp"
+#include "dllm_cache/models/compute/head_shape.hpp"
 #include "dllm_cache/models/compute/linear.hpp"
 #include "dllm_cache/models/compute/row_operations.hpp"
 

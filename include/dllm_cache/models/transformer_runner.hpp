@@ -6,10 +6,8 @@
 #include <span>
 #include <utility>
 
+#include "dllm_cache/models/compute/attention.hpp"
 #include "dllm_cache/models/transformer_model.hpp"
-#if DLLM_CACHE_HAS_ONEDNN
-#include "dllm_cache/models/compute/onednn_attention.hpp"
-#endif
 
 namespace dllm_cache::inline v0_1::models {
 
@@ -46,6 +44,7 @@ class TransformerRunner {
       : m_model(checked(std::move(model))),
         m_team(threads),
         m_products(m_team),
+        m_attention(m_model->compute, m_team),
         m_rotary(config().heads.head_dim, config().rotary_theta) {}
 
   TransformerRunner(const TransformerRunner&) = delete;  // handles, loops and products point at it
@@ -86,7 +85,7 @@ class TransformerRunner {
 
   /// Floating-point operations so far: 2 m n k a product, 4 rows keys heads head_dim an attention.
   [[nodiscard]] double operations() const {
-    return m_products.operations() + m_attention_operations;
+    return m_products.operations() + m_attention.operations();
   }
   /// Threads used inside products.
   [[nodiscard]] int threads() const { return m_team.threads(); }
@@ -100,27 +99,9 @@ class TransformerRunner {
     return model;
   }
 
-  template <StoredScalar Stored>
-  void attend_rows(MatrixView<const float> q, std::span<const Segment<Stored>> segments,
-                   ProductInput& out) {
-    resize(out, q.rows, q.cols);
-#if DLLM_CACHE_HAS_ONEDNN
-    if (m_model->compute.backend == Backend::OneDnn) {
-      if (out.narrow())
-        m_bf16_attention.attend(q, segments, config().heads, out.rounded(), m_team);
-      else
-        m_attention.attend(q, segments, config().heads, out.floats(), m_team);
-      return;
-    }
-#endif
-    dllm_cache::models::attend(q, segments, config().heads, out.floats(), m_team);
-  }
-
   // With the memory behind the last row that products want; see Products.
   void resize(ProductInput& input, Index rows, Index width) const {
-    const bool narrow = m_model->compute.backend == Backend::OneDnn &&
-                        m_model->compute.precision == Precision::Bfloat16;
-    input.resize(rows, width, Products::padded_rows(rows), narrow);
+    input.resize(rows, width, Products::padded_rows(rows), multiplies_bf16(m_model->compute));
   }
   static MatrixView<float> padded(base::Buffer<float>& memory, Index rows, Index cols) {
     return dense_view(memory.ensure(Products::padded_rows(rows) * cols), rows, cols);
@@ -129,17 +110,13 @@ class TransformerRunner {
   std::shared_ptr<const TransformerModel> m_model;
   ThreadTeam m_team;
   Products m_products;
+  Attention m_attention;
   RotaryEmbedding m_rotary;
-#if DLLM_CACHE_HAS_ONEDNN
-  OneDnnAttention<float> m_attention{m_team.threads()};
-  OneDnnAttention<Eigen::bfloat16> m_bf16_attention{m_team.threads()};
-#endif
   ProductInput m_normed;           // [m, d] after a norm
   ProductInput m_attended;         // [m, heads * head_dim]
   ProductInput m_gated;            // [m, feed_forward], the gate before
   base::Buffer<float> m_residual;  // [m, d] after attention
   base::Buffer<float> m_up;        // [m, feed_forward]
-  double m_attention_operations = 0.0;
 };
 
 inline void TransformerLayerHandle::value(MatrixView<const float> x, MatrixView<float> v) {
@@ -167,11 +144,8 @@ void TransformerLayerHandle::delta(MatrixView<const float> x, MatrixView<const f
                                    std::span<const Segment<Stored>> segments, MatrixView<float> u) {
   TransformerRunner& runner = *m_runner;
   const TransformerConfig& config = runner.config();
-  runner.attend_rows(q, segments, runner.m_attended);
-  for (const Segment<Stored>& segment : segments)
-    runner.m_attention_operations += 4.0 * static_cast<double>(segment.end - segment.begin) *
-                                     static_cast<double>(segment.keys.rows) *
-                                     static_cast<double>(config.query_width());
+  runner.resize(runner.m_attended, q.rows, q.cols);
+  runner.m_attention.attend(q, segments, config.heads, runner.m_attended);
 
   // u gathers the attention output first and the feed-forward output of x + u after it.
   runner.m_products.apply(runner.m_attended, {{&m_weights->output, u}});

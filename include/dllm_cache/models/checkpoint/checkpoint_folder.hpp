@@ -39,10 +39,9 @@ class CheckpointFolder {
   /// whatever SafetensorsFile refuses.
   explicit CheckpointFolder(std::filesystem::path folder) {
     std::error_code error;
-    if (!std::filesystem::is_directory(folder, error)) {
-      detail::refuse_file(folder, std::string("expected a folder, got ") +
-                                      (std::filesystem::exists(folder, error) ? "a file" : "none"));
-    }
+    if (!std::filesystem::is_directory(folder, error))
+      detail::refuse_file(folder, "expected a folder, got ",
+                          std::filesystem::exists(folder, error) ? "a file" : "none");
     auto contents = std::make_shared<Contents>();
     contents->folder = std::move(folder);
     contents->config = read_json_object(contents->folder / "config.json");
@@ -67,16 +66,21 @@ class CheckpointFolder {
   }
 
   /// The folder as it was given.
-  const std::filesystem::path& path() const noexcept { return m_contents->folder; }
+  [[nodiscard]] const std::filesystem::path& path() const noexcept { return m_contents->folder; }
 
-  /// The path of config.json, as the config readers want it for their messages.
-  std::filesystem::path config_path() const { return m_contents->folder / "config.json"; }
+  /// The path of config.json.
+  [[nodiscard]] std::filesystem::path config_path() const {
+    return m_contents->folder / "config.json";
+  }
 
-  /// The content of config.json, an object; read it with config_integer and its kin.
-  const nlohmann::json& config() const noexcept { return m_contents->config; }
+  /// Reads config.json; refers to config().
+  [[nodiscard]] ConfigReader config_reader() const { return {config(), config_path()}; }
+
+  /// The content of config.json, an object.
+  [[nodiscard]] const nlohmann::json& config() const noexcept { return m_contents->config; }
 
   /// The tensor of that name, or nullptr; of a sharded checkpoint those that the index names.
-  const Tensor* find(std::string_view name) const noexcept {
+  [[nodiscard]] const Tensor* find(std::string_view name) const noexcept {
     const auto found = m_contents->tensors.find(name);
     return found == m_contents->tensors.end() ? nullptr : found->second.tensor;
   }
@@ -84,31 +88,31 @@ class CheckpointFolder {
   /// The tensor of that name, which must have exactly that shape ([]: a scalar).
   ///
   /// Throws std::runtime_error naming file, tensor, expected and found shape.
-  const Tensor& tensor(std::string_view name, std::span<const std::int64_t> expected_shape) const {
+  [[nodiscard]] const Tensor& tensor(std::string_view name,
+                                     std::span<const std::int64_t> expected_shape) const {
     return *place(name, expected_shape).tensor;
   }
 
   /// The same, for `folder.tensor("wte.weight", {vocabulary, width})`.
-  const Tensor& tensor(std::string_view name,
-                       std::initializer_list<std::int64_t> expected_shape) const {
+  [[nodiscard]] const Tensor& tensor(std::string_view name,
+                                     std::initializer_list<std::int64_t> expected_shape) const {
     return tensor(name, std::span(expected_shape.begin(), expected_shape.size()));
   }
 
   /// The same, of type F32, F16 or BF16; throws std::runtime_error for other types, too.
-  const Tensor& weight(std::string_view name,
-                       std::initializer_list<std::int64_t> expected_shape) const {
+  [[nodiscard]] const Tensor& weight(std::string_view name,
+                                     std::initializer_list<std::int64_t> expected_shape) const {
     const auto [file, tensor] =
         place(name, std::span(expected_shape.begin(), expected_shape.size()));
     if (!is_float(tensor->type))
-      detail::refuse_tensor(
-          file->path(), name,
-          "expected type F32, F16 or BF16, got " + std::string(name_of(tensor->type)));
+      detail::refuse_tensor(file->path(), name, "expected type F32, F16 or BF16, got ",
+                            name_of(tensor->type));
     return *tensor;
   }
 
   /// Holds everything that this object handed out (tensors, their bytes, the config) alive, for a
   /// model that outlives the folder object.
-  std::shared_ptr<const void> lifetime() const noexcept { return m_contents; }
+  [[nodiscard]] std::shared_ptr<const void> lifetime() const noexcept { return m_contents; }
 
  private:
   struct Place {
@@ -116,20 +120,17 @@ class CheckpointFolder {
     const Tensor* tensor;
   };
 
-  Place place(std::string_view name, std::span<const std::int64_t> expected_shape) const {
+  [[nodiscard]] Place place(std::string_view name,
+                            std::span<const std::int64_t> expected_shape) const {
     const auto found = m_contents->tensors.find(name);
-    if (found == m_contents->tensors.end()) {
-      detail::refuse_tensor(
-          m_contents->weights, name,
-          "expected shape " + shape_text(expected_shape) + ", got no such tensor");
-    }
+    if (found == m_contents->tensors.end())
+      detail::refuse_tensor(m_contents->weights, name, "expected shape ",
+                            shape_text(expected_shape), ", got no such tensor");
     const auto& [file, tensor] = found->second;
     if (!std::equal(expected_shape.begin(), expected_shape.end(), tensor->shape.begin(),
-                    tensor->shape.end())) {
-      detail::refuse_tensor(
-          file->path(), name,
-          "expected shape " + shape_text(expected_shape) + ", got " + shape_text(tensor->shape));
-    }
+                    tensor->shape.end()))
+      detail::refuse_tensor(file->path(), name, "expected shape ", shape_text(expected_shape),
+                            ", got ", shape_text(tensor->shape));
     return found->second;
   }
 
@@ -161,32 +162,27 @@ class CheckpointFolder {
     void read_index() {
       const nlohmann::json index = read_json_object(weights);
       const auto weight_map = index.find("weight_map");
-      if (weight_map == index.end() || !weight_map->is_object()) {
-        detail::refuse_file(
-            weights, "weight_map: expected an object, got " +
-                         (weight_map == index.end() ? "none" : detail::json_text(*weight_map)));
-      }
+      if (weight_map == index.end() || !weight_map->is_object())
+        detail::refuse_file(weights, "weight_map: expected an object, got ",
+                            weight_map == index.end() ? "none" : detail::json_text(*weight_map));
       for (const auto& [name, shard] : weight_map->items()) {
-        if (!shard.is_string() || !is_file_name(shard.get_ref<const std::string&>())) {
+        if (!shard.is_string() || !is_file_name(shard.get_ref<const std::string&>()))
           detail::refuse_tensor(weights, name,
-                                "weight_map: expected the name of a file in this folder, got " +
-                                    detail::json_text(shard));
-        }
+                                "weight_map: expected the name of a file in this folder, got ",
+                                detail::json_text(shard));
         const SafetensorsFile& file = open(shard.get_ref<const std::string&>());
         const Tensor* const tensor = file.find(name);
-        if (tensor == nullptr) {
-          detail::refuse_tensor(file.path(), name,
-                                "expected here by " +
-                                    detail::in_quotes(weights.filename().string()) +
-                                    ", got no such tensor");
-        }
+        if (tensor == nullptr)
+          detail::refuse_tensor(file.path(), name, "expected here by ",
+                                detail::in_quotes(weights.filename().string()),
+                                ", got no such tensor");
         insert(file, *tensor);
       }
     }
 
     // Whether `name` stays inside the folder. A downloaded index is not to be trusted with paths; a
     // NUL would end the name early for the system.
-    static bool is_file_name(const std::string& name) {
+    [[nodiscard]] static bool is_file_name(const std::string& name) {
       return !name.empty() && name != "." && name != ".." &&
              name.find_first_of(std::string_view("/\\\0", 3)) == std::string::npos;
     }

@@ -7,7 +7,7 @@
 
 namespace dllm_cache::inline v0_1::models::detail {
 
-// Owns a POSIX file descriptor; -1 is none.
+/// Owns a POSIX file descriptor; -1 is none.
 class FileDescriptor {
  public:
   explicit FileDescriptor(int descriptor) noexcept : m_descriptor(descriptor) {}
@@ -20,11 +20,11 @@ class FileDescriptor {
     if (m_descriptor >= 0) ::close(m_descriptor);
   }
 
-  bool valid() const noexcept { return m_descriptor >= 0; }
-  int get() const noexcept { return m_descriptor; }
+  [[nodiscard]] bool valid() const noexcept { return m_descriptor >= 0; }
+  [[nodiscard]] int get() const noexcept { return m_descriptor; }
 
-  // Closes now and says whether it worked: network file systems report a failed write only here.
-  bool close() noexcept { return ::close(std::exchange(m_descriptor, -1)) == 0; }
+  /// Closes now and says whether it worked: network file systems report a failed write only here.
+  [[nodiscard]] bool close() noexcept { return ::close(std::exchange(m_descriptor, -1)) == 0; }
 
  private:
   int m_descriptor;

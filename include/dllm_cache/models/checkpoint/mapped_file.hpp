@@ -24,9 +24,8 @@ namespace dllm_cache::inline v0_1::models {
 /// behind its new end with a signal, not with an error. Replacing it by rename is safe.
 class MappedFile {
  public:
-  /// Maps `path`, following links; an empty file gives an empty span.
-  /// Throws std::runtime_error naming the file when it is missing, unreadable or not a regular
-  /// file.
+  /// Maps `path`, following links; an empty file gives an empty span. Throws std::runtime_error
+  /// naming the file when it is missing, unreadable or not a regular file.
   explicit MappedFile(const std::filesystem::path& path) {
     // Without O_NONBLOCK the opening of a named pipe waits for a writer, perhaps for ever.
     const detail::FileDescriptor file(::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK));
@@ -34,9 +33,8 @@ class MappedFile {
     struct ::stat status {};
     if (::fstat(file.get(), &status) != 0) detail::refuse_system(path, "reading its size", errno);
     if (S_ISDIR(status.st_mode)) detail::refuse_file(path, "expected a file, got a folder");
-    if (!S_ISREG(status.st_mode)) {
+    if (!S_ISREG(status.st_mode))
       detail::refuse_file(path, "expected a regular file, got a device, pipe or socket");
-    }
     m_size = static_cast<std::size_t>(status.st_size);
     if (m_size == 0) return;  // mmap refuses a length of 0
     void* const address = ::mmap(nullptr, m_size, PROT_READ, MAP_PRIVATE, file.get(), 0);
@@ -58,10 +56,10 @@ class MappedFile {
   }
 
   /// The bytes of the file, valid as long as this object or the one it was moved to lives.
-  std::span<const std::byte> bytes() const noexcept { return {m_data, m_size}; }
+  [[nodiscard]] std::span<const std::byte> bytes() const noexcept { return {m_data, m_size}; }
 
   /// The same bytes as characters.
-  std::string_view text() const noexcept {
+  [[nodiscard]] std::string_view text() const noexcept {
     return m_data == nullptr ? std::string_view{}
                              : std::string_view{reinterpret_cast<const char*>(m_data), m_size};
   }

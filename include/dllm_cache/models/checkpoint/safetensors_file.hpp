@@ -41,14 +41,13 @@ class SafetensorsFile {
   explicit SafetensorsFile(std::filesystem::path path) : m_path(std::move(path)), m_file(m_path) {
     const std::string_view header = find_header();
     const std::span<const std::byte> data = m_file.bytes().subspan(length_bytes + header.size());
-    const nlohmann::json entries = parse_json(header, m_path);
+    const nlohmann::json entries = parse_json(header, detail::path_text(m_path));
     m_tensors.reserve(entries.size());
     for (const auto& [name, entry] : entries.items()) {  // in ascending order of the names
-      if (name == "__metadata__") {
+      if (name == "__metadata__")
         read_metadata(entry);
-      } else {
+      else
         m_tensors.push_back(detail::TensorEntry(m_path, name, entry).read(data));
-      }
     }
     check_layout(data);
   }
@@ -60,16 +59,18 @@ class SafetensorsFile {
   ~SafetensorsFile() = default;
 
   /// The path as it was given.
-  const std::filesystem::path& path() const noexcept { return m_path; }
+  [[nodiscard]] const std::filesystem::path& path() const noexcept { return m_path; }
 
   /// All tensors, by ascending name; they live as long as this object.
-  std::span<const Tensor> tensors() const noexcept { return m_tensors; }
+  [[nodiscard]] std::span<const Tensor> tensors() const noexcept { return m_tensors; }
 
   /// The free text of the header's `__metadata__`, for example "format": "pt"; may be empty.
-  const std::map<std::string, std::string>& metadata() const noexcept { return m_metadata; }
+  [[nodiscard]] const std::map<std::string, std::string>& metadata() const noexcept {
+    return m_metadata;
+  }
 
   /// The tensor of that name, or nullptr.
-  const Tensor* find(std::string_view name) const noexcept {
+  [[nodiscard]] const Tensor* find(std::string_view name) const noexcept {
     const auto found = std::lower_bound(
         m_tensors.begin(), m_tensors.end(), name,
         [](const Tensor& tensor, std::string_view wanted) { return tensor.name < wanted; });
@@ -77,12 +78,10 @@ class SafetensorsFile {
   }
 
   /// The tensor of that name; throws std::runtime_error naming file and tensor if there is none.
-  const Tensor& at(std::string_view name) const {
+  [[nodiscard]] const Tensor& at(std::string_view name) const {
     const Tensor* const found = find(name);
-    if (found == nullptr) {
-      detail::refuse_tensor(m_path, name,
-                            "not in this file, which has " + std::to_string(m_tensors.size()));
-    }
+    if (found == nullptr)
+      detail::refuse_tensor(m_path, name, "not in this file, which has ", m_tensors.size());
     return *found;
   }
 
@@ -90,44 +89,36 @@ class SafetensorsFile {
   static constexpr std::size_t length_bytes = 8;  // the little-endian length in front of the header
 
   // The JSON text, padding included.
-  std::string_view find_header() const {
+  [[nodiscard]] std::string_view find_header() const {
     const std::span<const std::byte> bytes = m_file.bytes();
     // What `git clone` leaves in place of the weights when git-lfs is not installed.
-    if (m_file.text().starts_with("version https://git-lfs")) {
+    if (m_file.text().starts_with("version https://git-lfs"))
       detail::refuse_file(m_path, "expected tensors, got a Git LFS pointer: run `git lfs pull`");
-    }
-    if (bytes.size() < length_bytes) {
-      detail::refuse_file(m_path, "expected at least " + std::to_string(length_bytes) +
-                                      " bytes, got " + std::to_string(bytes.size()));
-    }
+    if (bytes.size() < length_bytes)
+      detail::refuse_file(m_path, "expected at least ", length_bytes, " bytes, got ", bytes.size());
     std::uint64_t length = 0;
-    for (std::size_t i = 0; i < length_bytes; ++i) {
+    for (std::size_t i = 0; i < length_bytes; ++i)
       length |= std::to_integer<std::uint64_t>(bytes[i]) << (8 * i);
-    }
     const std::uint64_t longest =
         std::min<std::uint64_t>(max_json_bytes, bytes.size() - length_bytes);
-    if (length > longest) {
-      detail::refuse_file(m_path, "header length: expected at most " + std::to_string(longest) +
-                                      " bytes, got " + std::to_string(length));
-    }
+    if (length > longest)
+      detail::refuse_file(m_path, "header length: expected at most ", longest, " bytes, got ",
+                          length);
     const auto header = m_file.text().substr(length_bytes, static_cast<std::size_t>(length));
-    if (!header.starts_with('{')) {
-      detail::refuse_file(m_path, "header: expected a JSON object that begins with '{', got " +
-                                      detail::in_quotes(header.substr(0, 16)));
-    }
+    if (!header.starts_with('{'))
+      detail::refuse_file(m_path, "header: expected a JSON object that begins with '{', got ",
+                          detail::in_quotes(header.substr(0, 16)));
     return header;
   }
 
   void read_metadata(const nlohmann::json& entry) {
-    if (!entry.is_object()) {
-      detail::refuse_file(m_path,
-                          "__metadata__: expected an object, got " + detail::json_text(entry));
-    }
+    if (!entry.is_object())
+      detail::refuse_file(m_path, "__metadata__: expected an object, got ",
+                          detail::json_text(entry));
     for (const auto& [key, value] : entry.items()) {
-      if (!value.is_string()) {
-        detail::refuse_file(m_path, "__metadata__: key " + detail::in_quotes(key) +
-                                        ": expected a string, got " + detail::json_text(value));
-      }
+      if (!value.is_string())
+        detail::refuse_file(m_path, "__metadata__: key ", detail::in_quotes(key),
+                            ": expected a string, got ", detail::json_text(value));
       m_metadata.emplace(key, value.get<std::string>());
     }
   }
@@ -156,17 +147,15 @@ class SafetensorsFile {
         const std::string reason = place.begin < covered
                                        ? "overlaps tensor " + detail::in_quotes(before->name)
                                        : "leaves a hole before it";
-        detail::refuse_tensor(m_path, place.tensor->name,
-                              "data_offsets: " + reason + ", expected begin " +
-                                  std::to_string(covered) + ", got " + std::to_string(place.begin));
+        detail::refuse_tensor(m_path, place.tensor->name, "data_offsets: ", reason,
+                              ", expected begin ", covered, ", got ", place.begin);
       }
       covered = place.end;
       before = place.tensor;
     }
-    if (covered != data.size()) {
-      detail::refuse_file(m_path, "trailing bytes: expected " + std::to_string(covered) +
-                                      " bytes of tensors, got " + std::to_string(data.size()));
-    }
+    if (covered != data.size())
+      detail::refuse_file(m_path, "trailing bytes: expected ", covered, " bytes of tensors, got ",
+                          data.size());
   }
 
   std::filesystem::path m_path;

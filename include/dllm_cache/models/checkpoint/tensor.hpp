@@ -20,14 +20,14 @@ namespace dllm_cache::inline v0_1::models {
 enum class TensorType : std::uint8_t {
   F64,
   F32,
-  F16,   ///< IEEE 754 binary16
-  BF16,  ///< the upper half of an F32
+  F16,   ///< IEEE 754 binary16.
+  BF16,  ///< The upper half of an F32.
   F8_E5M2,
   F8_E4M3,
   F8_E8M0,
   F8_E4M3FNUZ,
   F8_E5M2FNUZ,
-  C64,  ///< complex, two F32
+  C64,  ///< Complex, two F32.
   I64,
   I32,
   I16,
@@ -42,9 +42,10 @@ enum class TensorType : std::uint8_t {
 
 namespace detail {
 
+/// A row of the table of element types.
 struct TensorTypeRow {
   TensorType type;
-  std::string_view name;  // as in the header of a file
+  std::string_view name;  ///< As in the header of a file.
   std::size_t bytes;
 };
 
@@ -72,34 +73,32 @@ inline constexpr std::array<TensorTypeRow, 19> tensor_types = {{
 
 // The lookups below index the table with the enumerator.
 static_assert([] {
-  for (std::size_t i = 0; i < tensor_types.size(); ++i) {
+  for (std::size_t i = 0; i < tensor_types.size(); ++i)
     if (static_cast<std::size_t>(tensor_types[i].type) != i) return false;
-  }
   return static_cast<std::size_t>(TensorType::BOOL) + 1 == tensor_types.size();
 }());
 
 }  // namespace detail
 
 /// Bytes of one element, 1 to 8.
-constexpr std::size_t bytes_of(TensorType type) {
+[[nodiscard]] constexpr std::size_t bytes_of(TensorType type) {
   return detail::tensor_types[static_cast<std::size_t>(type)].bytes;
 }
 
 /// Whether elements are F32, F16 or BF16, which weights may be.
-constexpr bool is_float(TensorType type) {
+[[nodiscard]] constexpr bool is_float(TensorType type) {
   return type == TensorType::F32 || type == TensorType::F16 || type == TensorType::BF16;
 }
 
 /// The name of `type` in a safetensors header, for example "BF16".
-constexpr std::string_view name_of(TensorType type) {
+[[nodiscard]] constexpr std::string_view name_of(TensorType type) {
   return detail::tensor_types[static_cast<std::size_t>(type)].name;
 }
 
 /// The type with that name in a safetensors header (upper case), or none.
-constexpr std::optional<TensorType> tensor_type_of(std::string_view name) {
-  for (const detail::TensorTypeRow& row : detail::tensor_types) {
+[[nodiscard]] constexpr std::optional<TensorType> tensor_type_of(std::string_view name) {
+  for (const detail::TensorTypeRow& row : detail::tensor_types)
     if (row.name == name) return row.type;
-  }
   return std::nullopt;
 }
 
@@ -111,12 +110,12 @@ constexpr std::optional<TensorType> tensor_type_of(std::string_view name) {
 struct Tensor {
   std::string name;
   TensorType type = TensorType::F32;
-  std::vector<std::int64_t> shape;   ///< each >= 0; empty: a scalar, one element
-  std::span<const std::byte> bytes;  ///< product of shape times bytes_of(type) of them
+  std::vector<std::int64_t> shape;   ///< Each >= 0; empty: a scalar, one element.
+  std::span<const std::byte> bytes;  ///< Product of shape times bytes_of(type) of them.
 };
 
 /// "[2, 3]", for messages.
-inline std::string shape_text(std::span<const std::int64_t> shape) {
+[[nodiscard]] inline std::string shape_text(std::span<const std::int64_t> shape) {
   constexpr std::size_t shown = 16;
   std::string result = "[";
   for (std::size_t i = 0; i < shape.size() && i < shown; ++i) {
@@ -128,11 +127,11 @@ inline std::string shape_text(std::span<const std::int64_t> shape) {
 
 namespace detail {
 
-// Bytes of a tensor, or none for a negative dimension or a size of 2^63 or more. Dimensions of 0
-// are left out of the product that is checked, so that the answer does not depend on their order
-// and strides never overflow.
-inline std::optional<std::uint64_t> tensor_bytes(TensorType type,
-                                                 std::span<const std::int64_t> shape) {
+/// Bytes of a tensor, or none for a negative dimension or a size of 2^63 or more. Dimensions of 0
+/// are left out of the product that is checked, so that the answer does not depend on their order
+/// and strides never overflow.
+[[nodiscard]] inline std::optional<std::uint64_t> tensor_bytes(
+    TensorType type, std::span<const std::int64_t> shape) {
   constexpr auto limit = static_cast<std::uint64_t>(std::numeric_limits<std::int64_t>::max());
   std::uint64_t product = bytes_of(type);
   bool empty = false;
@@ -150,4 +149,5 @@ inline std::optional<std::uint64_t> tensor_bytes(TensorType type,
 }
 
 }  // namespace detail
+
 }  // namespace dllm_cache::inline v0_1::models

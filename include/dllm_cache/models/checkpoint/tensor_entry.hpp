@@ -14,52 +14,51 @@
 #include <vector>
 
 #include "dllm_cache/models/checkpoint/file_error.hpp"
-#include "dllm_cache/models/checkpoint/json_file.hpp"
+#include "dllm_cache/models/checkpoint/parse_json.hpp"
 #include "dllm_cache/models/checkpoint/tensor.hpp"
 
 namespace dllm_cache::inline v0_1::models::detail {
 
-// Reads one entry of a safetensors header; every refusal names the file and the tensor.
+/// Reads one entry of a safetensors header; every refusal, a std::runtime_error, names the file and
+/// the tensor.
 class TensorEntry {
  public:
   TensorEntry(const std::filesystem::path& path, const std::string& name,
               const nlohmann::json& entry)
       : m_path(path), m_name(name), m_entry(entry) {
-    if (!entry.is_object()) refuse("expected an object, got " + json_text(entry));
+    if (!entry.is_object()) refuse("expected an object, got ", json_text(entry));
   }
 
-  // `data` is all that follows the header.
-  Tensor read(std::span<const std::byte> data) const {
+  /// The tensor, whose bytes are part of `data`: all that follows the header.
+  [[nodiscard]] Tensor read(std::span<const std::byte> data) const {
     Tensor tensor;
     tensor.name = m_name;
     tensor.type = type();
     tensor.shape = shape();
     const auto [begin, end] = offsets(data.size());
     const std::optional<std::uint64_t> expected = tensor_bytes(tensor.type, tensor.shape);
-    if (!expected) {
-      refuse("shape: expected a size below 2^63 bytes, got " + shape_text(tensor.shape));
-    }
-    if (end - begin != *expected) {
-      refuse("data_offsets: expected " + std::to_string(*expected) + " bytes for " +
-             std::string(name_of(tensor.type)) + " " + shape_text(tensor.shape) + ", got " +
-             std::to_string(end - begin));
-    }
+    if (!expected)
+      refuse("shape: expected a size below 2^63 bytes, got ", shape_text(tensor.shape));
+    if (end - begin != *expected)
+      refuse("data_offsets: expected ", *expected, " bytes for ", name_of(tensor.type), " ",
+             shape_text(tensor.shape), ", got ", end - begin);
     tensor.bytes = data.subspan(begin, end - begin);
     return tensor;
   }
 
  private:
-  [[noreturn]] void refuse(const std::string& reason) const {
-    refuse_tensor(m_path, m_name, reason);
+  template <class... Parts>
+  [[noreturn]] void refuse(const Parts&... parts) const {
+    refuse_tensor(m_path, m_name, parts...);
   }
 
-  const nlohmann::json& field(const char* key) const {
+  [[nodiscard]] const nlohmann::json& field(const char* key) const {
     const auto found = m_entry.find(key);
-    if (found == m_entry.end()) refuse(std::string(key) + ": expected a value, got none");
+    if (found == m_entry.end()) refuse(key, ": expected a value, got none");
     return *found;
   }
 
-  TensorType type() const {
+  [[nodiscard]] TensorType type() const {
     const nlohmann::json& value = field("dtype");
     std::optional<TensorType> type;
     if (value.is_string()) type = tensor_type_of(value.get_ref<const std::string&>());
@@ -69,27 +68,25 @@ class TensorEntry {
         known += known.empty() ? "" : ", ";
         known += row.name;
       }
-      refuse("dtype: expected one of " + known + ", got " + json_text(value));
+      refuse("dtype: expected one of ", known, ", got ", json_text(value));
     }
     return *type;
   }
 
-  std::vector<std::int64_t> shape() const {
+  [[nodiscard]] std::vector<std::int64_t> shape() const {
     const nlohmann::json& value = field("shape");
-    if (!value.is_array()) refuse("shape: expected an array, got " + json_text(value));
+    if (!value.is_array()) refuse("shape: expected an array, got ", json_text(value));
     std::vector<std::int64_t> result;
     result.reserve(value.size());
     for (const nlohmann::json& item : value) {
       const std::optional<std::uint64_t> dimension = count_of(item);
-      if (!dimension) {
-        refuse("shape: expected integers in [0, 2^63 - 1], got " + json_text(item));
-      }
+      if (!dimension) refuse("shape: expected integers in [0, 2^63 - 1], got ", json_text(item));
       result.push_back(static_cast<std::int64_t>(*dimension));
     }
     return result;
   }
 
-  std::pair<std::size_t, std::size_t> offsets(std::size_t size) const {
+  [[nodiscard]] std::pair<std::size_t, std::size_t> offsets(std::size_t size) const {
     const nlohmann::json& value = field("data_offsets");
     std::optional<std::uint64_t> begin;
     std::optional<std::uint64_t> end;
@@ -97,10 +94,9 @@ class TensorEntry {
       begin = count_of(value[0]);
       end = count_of(value[1]);
     }
-    if (!begin || !end || *begin > *end || *end > size) {
-      refuse("data_offsets: expected [begin, end] with 0 <= begin <= end <= " +
-             std::to_string(size) + ", got " + json_text(value));
-    }
+    if (!begin || !end || *begin > *end || *end > size)
+      refuse("data_offsets: expected [begin, end] with 0 <= begin <= end <= ", size, ", got ",
+             json_text(value));
     return {static_cast<std::size_t>(*begin), static_cast<std::size_t>(*end)};
   }
 

@@ -1,91 +1,61 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <algorithm>
-#include <cmath>
 #include <span>
-#include <type_traits>
+#include <variant>
 
+#include "dllm_cache/base/error.hpp"
 #include "dllm_cache/base/scalar.hpp"
-#include "dllm_cache/eigen.hpp"
 #include "dllm_cache/layer.hpp"
+#include "dllm_cache/models/compute/backends.hpp"
 #include "dllm_cache/models/compute/few_rows_attention.hpp"
 #include "dllm_cache/models/compute/head_shape.hpp"
 #include "dllm_cache/models/compute/parallel.hpp"
-#include "dllm_cache/models/compute/softmax.hpp"
+#include "dllm_cache/models/compute/product_input.hpp"
 
 namespace dllm_cache::inline v0_1::models {
 
-namespace detail {
+/// Computes the attention of a running model: one door to few rows and to the backends' many, for
+/// one thread. Holds what a backend keeps between calls and the count of operations.
+class Attention {
+ public:
+  /// Throws std::invalid_argument for a backend that is not built in. The team must outlive it.
+  Attention(const ComputeOptions& options, ThreadTeam& team)
+      : m_team(&team),
+        m_narrow(multiplies_bf16(options)),
+        m_many_rows(detail::Backends::make_attention(options.backend, team.threads())) {}
 
-/// Columns of one key head as float32: in place, or widened into `memory` `[keys, head_dim]`.
-template <class Stored>
-MatrixView<const float> head_columns(MatrixView<const Stored> kept, Index begin, Index count,
-                                     float* memory) {
-  if constexpr (std::is_same_v<Stored, float>) {
-    static_cast<void>(memory);
-    return {kept.data + begin, kept.rows, count, kept.stride};
-  } else {
-    for (Index row = 0; row < kept.rows; ++row)
-      base::convert_row(kept.row(row) + begin, memory + row * count, count);
-    return {memory, kept.rows, count, count};
-  }
-}
-
-}  // namespace detail
-
-/// out `[m, heads * head_dim]` = softmax(q k^T / sqrt(head_dim)) v, each segment's rows over its
-/// own keys and values; q `[m, heads * head_dim]`. Grouped query heads share their keys.
-///
-/// Scores are held for one head and one block of rows at a time, about what a second-level cache
-/// holds, whatever the number of keys.
-template <StoredScalar Stored>
-void attend(MatrixView<const float> q, std::span<const Segment<Stored>> segments,
-            const HeadShape& shape, MatrixView<float> out, ThreadTeam& team) {
-  const Index group = shape.heads / shape.kv_heads;
-  const Index dim = shape.head_dim;
-  const float scale = 1.0F / std::sqrt(static_cast<float>(dim));
-  for (const Segment<Stored>& segment : segments) {
-    // Here too, so that a later step with fewer rows finds it.
-    static_cast<void>(detail::FewRowsAttention<Stored>::reserve(segment.keys.rows, shape, team));
-    if (detail::few_rows_suit(segment.end - segment.begin, shape)) {
-      detail::attend_few(q, segment, shape, out, team);
-      continue;
+  /// out `[m, heads * head_dim]` = softmax(q k^T / sqrt(head_dim)) v, each segment's rows over its
+  /// own keys and values; q `[m, heads * head_dim]`. Grouped query heads share their keys.
+  ///
+  /// Throws std::invalid_argument where the rows of `out` are not what multiplies_bf16() says; then
+  /// none is written.
+  template <StoredScalar Stored>
+  void attend(MatrixView<const float> q, std::span<const Segment<Stored>> segments,
+              const HeadShape& shape, ProductInput& out) {
+    if (out.narrow() != m_narrow)
+      base::refuse_argument("Attention: narrow must be what its options multiply, ", m_narrow,
+                            ", got ", out.narrow());
+    for (const Segment<Stored>& segment : segments) {
+      const Index rows = segment.end - segment.begin;
+      // For many rows, too, so that a later step with fewer finds it.
+      detail::FewRowsAttention<Stored>::reserve(segment.keys.rows, shape, *m_team);
+      if (detail::few_rows_suit(rows, shape))
+        out.fill([&](auto to) { detail::attend_few(q, segment, shape, to, *m_team); });
+      else
+        std::visit([&](auto& many) { many.attend(q, segment, shape, out, *m_team); }, m_many_rows);
+      m_operations += attention_operations(rows, segment.keys.rows, shape);
     }
-    const Index keys = segment.keys.rows;
-    const Index rows = segment.end - segment.begin;
-    const Index most = std::clamp<Index>((Index{1} << 17) / keys, 16, 128);
-    const Index blocks = (rows + most - 1) / most;
-    const Index block = (rows + blocks - 1) / blocks;
-    const Index padded = detail::padded_count(keys);
-    const bool widens = !std::is_same_v<Stored, float>;
-    const double operations = 4.0 * static_cast<double>(rows) * static_cast<double>(keys) *
-                              static_cast<double>(shape.heads * dim);
-    team.for_each(shape.kv_heads * blocks, operations, [&](Index task, Scratch& scratch) {
-      const Index kv_head = task / blocks;
-      const Index begin = segment.begin + task % blocks * block;
-      const Index count = std::min(block, segment.end - begin);
-      float* const scores_memory =
-          scratch.floats.ensure(block * (padded + dim + 1) + (widens ? 2 * keys * dim : 0));
-      float* const scaled = scores_memory + block * padded;
-      float* const sums = scaled + block * dim;
-      float* const widened = sums + block;
-      const auto k = detail::head_columns(segment.keys, kv_head * dim, dim, widened);
-      const auto v = detail::head_columns(segment.values, kv_head * dim, dim, widened + keys * dim);
-      for (Index head = kv_head * group; head < (kv_head + 1) * group; ++head) {
-        const MatrixView<const float> head_q{q.row(begin) + head * dim, count, dim, q.stride};
-        const MatrixView<float> head_out{out.row(begin) + head * dim, count, dim, out.stride};
-        const MatrixView<float> scores{scores_memory, count, keys, padded};
-        const auto scaled_q = dense_view(scaled, count, dim);
-        as_eigen(scaled_q) = scale * as_eigen(head_q);
-        as_eigen(scores).noalias() = as_eigen(scaled_q) * as_eigen(k).transpose();
-        for (Index row = 0; row < count; ++row)
-          sums[row] = detail::softmax_row(scores.row(row), keys, scores.row(row));
-        as_eigen(head_out).noalias() = as_eigen(scores) * as_eigen(v);
-        as_eigen(head_out).array().colwise() /= Eigen::Map<const Eigen::ArrayXf>(sums, count);
-      }
-    });
   }
-}
+
+  /// 4 rows keys heads head_dim of every segment so far.
+  [[nodiscard]] double operations() const { return m_operations; }
+
+ private:
+  ThreadTeam* m_team;
+  bool m_narrow;  // rows are bf16
+  detail::Backends::Attention m_many_rows;
+  double m_operations = 0.0;
+};
 
 }  // namespace dllm_cache::inline v0_1::models

@@ -21,6 +21,17 @@ enum class Precision {
   Bfloat16  ///< Weights, and with oneDNN the rows that meet them, rounded to bf16.
 };
 
+/// A backend's name, for messages.
+[[nodiscard]] constexpr const char* name_of(Backend backend) {
+  switch (backend) {
+    case Backend::Eigen:
+      return "Eigen";
+    case Backend::OneDnn:
+      return "oneDNN";
+  }
+  return "unknown";
+}
+
 /// Whether oneDNN was built in.
 inline constexpr bool has_onednn = DLLM_CACHE_HAS_ONEDNN != 0;
 

@@ -33,6 +33,10 @@ class EigenWeights {
       m_floats = reinterpret_cast<const float*>(m_weight.bytes.data());
   }
 
+  [[nodiscard]] Index inputs() const { return m_inputs; }
+  /// Whether products read the bytes of the tensor given to the constructor.
+  [[nodiscard]] bool reads_tensor() const { return m_rounded == nullptr; }
+
   /// y `[m, outputs]` = x `[m, inputs]` W^T; x and y must not overlap.
   void multiply(MatrixView<const float> x, MatrixView<float> y, ThreadTeam& team) const {
     // One large panel a thread where the weights are used in place; panels that stay in the

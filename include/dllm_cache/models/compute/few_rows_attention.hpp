@@ -125,7 +125,7 @@ inline constexpr Index most_queries = 2 * queries_together;
          rows * (shape.heads / shape.kv_heads) <= most_queries;
 }
 
-/// The attention of one segment with few rows; see attend(). Needs few_rows_suit().
+/// The attention of one segment with few rows; see Attention. Needs few_rows_suit().
 template <StoredScalar Stored, ProductScalar Element = float>
 class FewRowsAttention {
  public:
@@ -153,8 +153,7 @@ class FewRowsAttention {
     m_results = m_queries + m_parts * part_size();
     float* const scores = m_results + m_parts * tasks * result_size();
     pack_queries();
-    const double operations = 4.0 * static_cast<double>(m_count * keys) *
-                              static_cast<double>(m_shape.kv_heads * m_shape.head_dim);
+    const double operations = attention_operations(m_segment.end - m_segment.begin, keys, m_shape);
     team.for_each(tasks, operations, [&](Index task, Scratch& scratch) {
       attend_keys(task, std::min(keys_together, keys - task * keys_together),
                   scores + scratch.thread * m_parts * scores_size);

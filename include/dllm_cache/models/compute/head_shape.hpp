@@ -12,4 +12,11 @@ struct HeadShape {
   Index head_dim = 1;
 };
 
+/// Floating-point operations of the attention of `rows` query rows over `keys` rows of keys and
+/// values.
+[[nodiscard]] inline double attention_operations(Index rows, Index keys, const HeadShape& shape) {
+  return 4.0 * static_cast<double>(rows) * static_cast<double>(keys) *
+         static_cast<double>(shape.heads * shape.head_dim);
+}
+
 }  // namespace dllm_cache::inline v0_1::models

@@ -1,20 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <algorithm>
 #include <initializer_list>
 #include <variant>
 #include <vector>
 
 #include "dllm_cache/models/checkpoint/read_floats.hpp"
 #include "dllm_cache/models/compute/backend.hpp"
-#include "dllm_cache/models/compute/eigen_weights.hpp"
+#include "dllm_cache/models/compute/backends.hpp"
 #include "dllm_cache/models/compute/parallel.hpp"
 #include "dllm_cache/models/compute/product_input.hpp"
 #include "dllm_cache/models/compute/rounding.hpp"
-#if DLLM_CACHE_HAS_ONEDNN
-#include "dllm_cache/models/compute/onednn.hpp"
-#endif
 
 namespace dllm_cache::inline v0_1::models {
 
@@ -28,7 +24,8 @@ class Linear {
   /// type other than F32, F16 and BF16, and std::invalid_argument for a backend that is not built
   /// in.
   Linear(const Tensor& weight, const Tensor* bias, const ComputeOptions& options)
-      : m_weights(lay_out(weight, options)),
+      : m_weights(detail::Backends::lay_out(weight, options)),
+        m_narrow(models::multiplies_bf16(options)),
         m_outputs(weight.shape.at(0)),
         m_inputs(weight.shape.at(1)) {
     if (bias != nullptr) m_bias = read_floats(*bias);
@@ -37,40 +34,24 @@ class Linear {
   [[nodiscard]] Index outputs() const { return m_outputs; }
   [[nodiscard]] Index inputs() const { return m_inputs; }
   /// Whether rows are multiplied in bf16; see ProductInput.
-  [[nodiscard]] bool multiplies_bf16() const {
-#if DLLM_CACHE_HAS_ONEDNN
-    const auto* packed = std::get_if<PackedWeights>(&m_weights);
-    return packed != nullptr && packed->precision() == Precision::Bfloat16;
-#else
-    return false;
-#endif
+  [[nodiscard]] bool multiplies_bf16() const { return m_narrow; }
+  /// Whether products read the bytes of the weight's tensor, which must then be kept.
+  [[nodiscard]] bool reads_tensor() const {
+    return std::visit([](const auto& weights) { return weights.reads_tensor(); }, m_weights);
   }
 
  private:
   friend class Products;
-#if DLLM_CACHE_HAS_ONEDNN
-  using Weights = std::variant<EigenWeights, PackedWeights>;
-#else
-  using Weights = std::variant<EigenWeights>;
-#endif
 
-  static Weights lay_out(const Tensor& weight, const ComputeOptions& options) {
-    if (options.backend == Backend::Eigen) return EigenWeights(weight, options.precision);
-#if DLLM_CACHE_HAS_ONEDNN
-    return PackedWeights(weight, options.precision);
-#else
-    base::refuse_argument("ComputeOptions: backend must be Eigen, this build has no oneDNN");
-#endif
-  }
-
-  Weights m_weights;
+  detail::Backends::Weights m_weights;
+  bool m_narrow = false;
   Index m_outputs = 0;
   Index m_inputs = 0;
   std::vector<float> m_bias;
 };
 
 /// Computes the products of a running model: one small interface over the backends, for one thread.
-/// Holds scratch memory, oneDNN's primitives and the count of operations.
+/// Holds scratch memory, what the backends keep between calls and the count of operations.
 class Products {
  public:
   /// One product of several with the same input.
@@ -84,13 +65,7 @@ class Products {
   explicit Products(ThreadTeam& team) : m_team(&team) {}
 
   /// Rows for which the inputs of products (and padded outputs) need memory.
-  [[nodiscard]] static Index padded_rows(Index rows) {
-#if DLLM_CACHE_HAS_ONEDNN
-    return OneDnnProducts::bucket(rows);
-#else
-    return rows;
-#endif
-  }
+  [[nodiscard]] static Index padded_rows(Index rows) { return detail::Backends::padded_rows(rows); }
 
   /// Each y = x W^T + b. x `[m, inputs]` is dense with memory for padded_rows(m) rows (what the
   /// rows behind m hold does not matter) and overlaps no y.
@@ -99,7 +74,7 @@ class Products {
     for (const Output& output : outputs) {
       const bool narrow = output.linear->multiplies_bf16();
       if (narrow && rounded == nullptr) rounded = round(x);
-      multiply(x.rows, narrow ? nullptr : x.data, rounded, output);
+      multiply({x.rows, narrow ? nullptr : x.data, rounded}, output);
     }
   }
 
@@ -110,9 +85,8 @@ class Products {
       if (x.narrow() != output.linear->multiplies_bf16())
         base::refuse_argument("Products: narrow must be what the linear map multiplies, ",
                               !x.narrow(), ", got ", x.narrow());
-    const float* const floats = x.narrow() ? nullptr : x.floats().data;
-    const Eigen::bfloat16* const rounded = x.narrow() ? x.rounded().data : nullptr;
-    for (const Output& output : outputs) multiply(x.rows(), floats, rounded, output);
+    const ProductRows rows = x.product_rows();
+    for (const Output& output : outputs) multiply(rows, output);
   }
 
   /// 2 m n k of every product so far.
@@ -127,50 +101,18 @@ class Products {
     return rounded;
   }
 
-  // x is `floats` where it is there, else `rounded`.
-  void multiply(Index rows, const float* floats, const Eigen::bfloat16* rounded,
-                const Output& output) {
+  void multiply(const ProductRows& x, const Output& output) {
     const Linear& linear = *output.linear;
-    if (const auto* weights = std::get_if<EigenWeights>(&linear.m_weights))
-      weights->multiply(dense_view(floats, rows, linear.inputs()), output.y, *m_team);
-#if DLLM_CACHE_HAS_ONEDNN
-    else if (floats != nullptr)
-      multiply_packed(std::get<PackedWeights>(linear.m_weights), rows, floats, output);
-    else
-      multiply_packed(std::get<PackedWeights>(linear.m_weights), rows, rounded, output);
-#endif
-    static_cast<void>(rounded);
+    detail::Backends::multiply(m_backends, linear.m_weights, x, output.y, output.padded, *m_team);
     if (!linear.m_bias.empty())
       as_eigen(output.y).rowwise() += Eigen::Map<const Eigen::RowVectorXf>(
           linear.m_bias.data(), static_cast<Index>(linear.m_bias.size()));
-    m_operations += 2.0 * static_cast<double>(rows) * static_cast<double>(linear.inputs()) *
+    m_operations += 2.0 * static_cast<double>(x.rows) * static_cast<double>(linear.inputs()) *
                     static_cast<double>(linear.outputs());
   }
 
-#if DLLM_CACHE_HAS_ONEDNN
-  template <class Element>
-  void multiply_packed(const PackedWeights& weights, Index rows, const Element* x,
-                       const Output& output) {
-    const bool dense = output.y.stride == output.y.cols;
-    Index done = dense ? OneDnnProducts::rows_in_place(rows) : 0;
-    if (dense && output.padded) done = rows;
-    if (done > 0)
-      m_onednn.multiply(weights, OneDnnProducts::bucket(done), x, output.y.data, m_team->threads());
-    if (done == rows) return;
-    // y has no room for the rows that fill up a bucket.
-    const Index rest = rows - done, width = weights.outputs();
-    float* const y = m_result.ensure(OneDnnProducts::bucket(rest) * width);
-    m_onednn.multiply(weights, OneDnnProducts::bucket(rest), x + done * weights.inputs(), y,
-                      m_team->threads());
-    m_team->for_rows(rest, static_cast<double>(rest * width), [&](Index row) {
-      std::copy_n(y + row * width, width, output.y.row(done + row));
-    });
-  }
-
-  OneDnnProducts m_onednn;
-  base::Buffer<float> m_result;  // where y has no room for padding
-#endif
   ThreadTeam* m_team;
+  detail::Backends::Products m_backends;
   base::Buffer<Eigen::bfloat16> m_rounded;  // an input in bf16
   double m_operations = 0.0;
 };

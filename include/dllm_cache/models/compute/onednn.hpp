@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <cstdint>
 #include <map>
@@ -16,6 +17,8 @@
 #include "dllm_cache/models/checkpoint/read_floats.hpp"
 #include "dllm_cache/models/compute/backend.hpp"
 #include "dllm_cache/models/compute/parallel.hpp"
+#include "dllm_cache/models/compute/product_input.hpp"
+#include "dllm_cache/models/compute/rounding.hpp"
 
 namespace dllm_cache::inline v0_1::models {
 
@@ -87,6 +90,8 @@ class PackedWeights {
     });
   }
 
+  /// Whether products read the bytes of the tensor given to the constructor.
+  [[nodiscard]] static constexpr bool reads_tensor() { return false; }
   [[nodiscard]] Precision precision() const { return m_precision; }
   [[nodiscard]] Index outputs() const { return m_outputs; }
   [[nodiscard]] Index inputs() const { return m_inputs; }
@@ -102,28 +107,63 @@ class PackedWeights {
   std::shared_ptr<base::Buffer<std::byte>> m_memory;
 };
 
-/// Products with packed weights for one thread: primitives are kept by bucket of rows and shape, so
+/// Products with packed weights for one thread. Primitives are kept by bucket of rows and shape, so
 /// that row counts may change at every step. Executing one allocates nothing of ours.
 class OneDnnProducts {
  public:
   /// Rows that a product of `rows` rows is computed with: a few more at most, so that primitives
   /// are few. Inputs must be readable, and outputs writable, up to that many.
-  [[nodiscard]] static Index bucket(Index rows) {
+  [[nodiscard]] static Index padded_rows(Index rows) {
     const auto up = [&](Index to) { return (rows + to - 1) / to * to; };
     if (rows <= 16) return rows;
     if (rows <= 128) return up(8);
     return rows <= 512 ? up(16) : up(large_step);
   }
-  /// How many of `rows` rows are worth a product of their own where there is no room for the rows
-  /// that fill up a bucket: few rows are faster copied than weights are read once more.
+
+  /// y `[m, outputs]` = x `[m, inputs]` W^T; x in the precision of the weights. y may be written up
+  /// to padded_rows(m) rows where it is dense and `padded`. Throws std::runtime_error when oneDNN
+  /// refuses.
+  void multiply(const PackedWeights& weights, const ProductRows& x, MatrixView<float> y,
+                bool padded, ThreadTeam& team) {
+    if (x.floats != nullptr)
+      multiply_parts(weights, x.rows, x.floats, y, padded, team);
+    else
+      multiply_parts(weights, x.rows, x.rounded, y, padded, team);
+  }
+
+ private:
+  struct Product {
+    dnnl::inner_product_forward primitive;
+    dnnl::memory x, weights, y;
+  };
+  using Key = std::tuple<Index, Index, Index, Precision>;  // rows, inputs, outputs
+
+  // How many of `rows` rows are worth a product of their own where there is no room for the rows
+  // that fill up a bucket: few rows are faster copied than weights are read once more.
   [[nodiscard]] static Index rows_in_place(Index rows) {
-    if (bucket(rows) == rows) return rows;
+    if (padded_rows(rows) == rows) return rows;
     return rows > 512 ? rows / large_step * large_step : 0;
   }
 
-  /// y `[rows, outputs]` = x `[rows, inputs]` W^T for a bucket of rows; x in the precision of the
-  /// weights, both dense. Throws std::runtime_error when oneDNN refuses.
-  void multiply(const PackedWeights& weights, Index rows, const void* x, float* y, int threads) {
+  template <ProductScalar Element>
+  void multiply_parts(const PackedWeights& weights, Index rows, const Element* x,
+                      MatrixView<float> to, bool padded, ThreadTeam& team) {
+    const bool dense = to.stride == to.cols;
+    Index done = dense ? rows_in_place(rows) : 0;
+    if (dense && padded) done = rows;
+    if (done > 0) multiply_bucket(weights, padded_rows(done), x, to.data, team.threads());
+    if (done == rows) return;
+    // `to` has no room for the rows that fill up a bucket.
+    const Index rest = rows - done, width = weights.outputs();
+    float* const y = m_result.ensure(padded_rows(rest) * width);
+    multiply_bucket(weights, padded_rows(rest), x + done * weights.inputs(), y, team.threads());
+    team.for_rows(rest, static_cast<double>(rest * width),
+                  [&](Index row) { std::copy_n(y + row * width, width, to.row(done + row)); });
+  }
+
+  // y [rows, outputs] = x [rows, inputs] W^T for a bucket of rows; both dense.
+  void multiply_bucket(const PackedWeights& weights, Index rows, const void* x, float* y,
+                       int threads) {
     const OpenMpThreads limit(threads);
     Product& product = find(weights, rows);
     // The plain C call with kept memory objects: the C++ wrapper builds a map at every call.
@@ -139,13 +179,6 @@ class OneDnnProducts {
     if (status != dnnl_success) throw std::runtime_error("oneDNN: a product failed");
     m_stream.wait();
   }
-
- private:
-  struct Product {
-    dnnl::inner_product_forward primitive;
-    dnnl::memory x, weights, y;
-  };
-  using Key = std::tuple<Index, Index, Index, Precision>;  // rows, inputs, outputs
 
   Product& find(const PackedWeights& weights, Index rows) {
     const Key key{rows, weights.inputs(), weights.outputs(), weights.precision()};
@@ -172,6 +205,7 @@ class OneDnnProducts {
   dnnl::engine m_engine{dnnl::engine::kind::cpu, 0};
   dnnl::stream m_stream{m_engine};
   std::map<Key, Product> m_products;
+  base::Buffer<float> m_result;  // where y has no room for padding
 };
 
 }  // namespace dllm_cache::inline v0_1::models

@@ -5,66 +5,61 @@
 #include <array>
 #include <cmath>
 #include <map>
-#include <span>
+#include <stdexcept>
 #include <tuple>
 #include <vector>
 
-#include "dllm_cache/models/compute/attention.hpp"
+#include "dllm_cache/base/scalar.hpp"
+#include "dllm_cache/layer.hpp"
+#include "dllm_cache/models/compute/head_shape.hpp"
 #include "dllm_cache/models/compute/onednn.hpp"
 #include "dllm_cache/models/compute/pack_columns.hpp"
+#include "dllm_cache/models/compute/parallel.hpp"
+#include "dllm_cache/models/compute/product_input.hpp"
 #include "dllm_cache/models/compute/rounding.hpp"
 #include "dllm_cache/models/compute/softmax.hpp"
 
 namespace dllm_cache::inline v0_1::models {
 
-/// Attention whose two products run on oneDNN, in float32 or bf16, for one runner.
+namespace detail {
+
+/// Attention of many rows whose two products run on oneDNN, in the type of the rows it writes.
 ///
 /// A task takes one key head and copies its keys and values densely, which oneDNN's fast kernels
 /// want, once for all query rows. Primitives are kept per thread, block of rows and number of keys,
 /// rounded up so that every row begins on a cache line.
 template <ProductScalar Element>
-class OneDnnAttention {
+class OneDnnAttentionIn {
  public:
-  explicit OneDnnAttention(int threads) : m_workers(static_cast<std::size_t>(threads)) {}
+  explicit OneDnnAttentionIn(int threads) : m_workers(static_cast<std::size_t>(threads)) {}
 
-  /// out `[m, heads * head_dim]` = softmax(q k^T / sqrt(head_dim)) v, rounded to Out (float or
-  /// Eigen::bfloat16); see attend().
-  template <StoredScalar Stored, ProductScalar Out>
-  void attend(MatrixView<const float> q, std::span<const Segment<Stored>> segments,
-              const HeadShape& shape, MatrixView<Out> out, ThreadTeam& team) {
-    for (const Segment<Stored>& segment : segments) {
-      // Here too, so that a later step with fewer rows finds it.
-      static_cast<void>(detail::FewRowsAttention<Stored>::reserve(segment.keys.rows, shape, team));
-      if (detail::few_rows_suit(segment.end - segment.begin, shape)) {
-        detail::attend_few(q, segment, shape, out, team);
-        continue;
-      }
-      const Index keys = segment.keys.rows;
-      const Index rows = segment.end - segment.begin;
-      // Rows a product: scores of a block stay in the second-level cache, and block sizes are few.
-      const Index most = std::clamp<Index>((Index{1} << 17) / keys / 8 * 8, 16, 128);
-      const Index blocks = (rows + most - 1) / most;
-      const Index block = ((rows + blocks - 1) / blocks + 7) / 8 * 8;
-      // Tasks for every thread even where there are fewer key heads than threads.
-      const Index parts = std::clamp<Index>(
-          (Index{2} * team.threads() + shape.kv_heads - 1) / shape.kv_heads, 1, blocks);
-      const double operations = 4.0 * static_cast<double>(rows) * static_cast<double>(keys) *
-                                static_cast<double>(shape.heads * shape.head_dim);
-      team.for_each(shape.kv_heads * parts, operations, [&](Index task, Scratch& scratch) {
-        const Index first = blocks * (task % parts) / parts;
-        const Index last = blocks * (task % parts + 1) / parts;
-        Part part{.kv_head = task / parts,
-                  .begin = segment.begin + first * block,
-                  .end = std::min(segment.end, segment.begin + last * block),
-                  .block = block};
-        run(m_workers[static_cast<std::size_t>(scratch.thread)], part, q, segment, shape, out);
-      });
-    }
+  /// The rows of one segment; see Attention.
+  template <StoredScalar Stored>
+  void attend(MatrixView<const float> q, const Segment<Stored>& segment, const HeadShape& shape,
+              MatrixView<Element> out, ThreadTeam& team) {
+    const Index keys = segment.keys.rows;
+    const Index rows = segment.end - segment.begin;
+    // Rows a product: scores of a block stay in the second-level cache, and block sizes are few.
+    const Index most = std::clamp<Index>((Index{1} << 17) / keys / 8 * 8, 16, 128);
+    const Index blocks = (rows + most - 1) / most;
+    const Index block = ((rows + blocks - 1) / blocks + 7) / 8 * 8;
+    // Tasks for every thread even where there are fewer key heads than threads.
+    const Index parts = std::clamp<Index>(
+        (Index{2} * team.threads() + shape.kv_heads - 1) / shape.kv_heads, 1, blocks);
+    const double operations = attention_operations(rows, keys, shape);
+    team.for_each(shape.kv_heads * parts, operations, [&](Index task, Scratch& scratch) {
+      const Index first = blocks * (task % parts) / parts;
+      const Index last = blocks * (task % parts + 1) / parts;
+      Part part{.kv_head = task / parts,
+                .begin = segment.begin + first * block,
+                .end = std::min(segment.end, segment.begin + last * block),
+                .block = block};
+      run(m_workers[static_cast<std::size_t>(scratch.thread)], part, q, segment, shape, out);
+    });
   }
 
  private:
-  static constexpr detail::DnnlType type =
-      std::is_same_v<Element, float> ? detail::DnnlType::f32 : detail::DnnlType::bf16;
+  static constexpr DnnlType type = std::is_same_v<Element, float> ? DnnlType::f32 : DnnlType::bf16;
 
   // The work of one task: some rows of all query heads of one key head.
   struct Part {
@@ -95,7 +90,7 @@ class OneDnnAttention {
     using Desc = dnnl::memory::desc;
     const Desc a({rows, inner}, type, dnnl::memory::dims{inner, 1});
     const Desc b({inner, cols}, type, b_strides);
-    const Desc c({rows, cols}, detail::DnnlType::f32, dnnl::memory::dims{cols, 1});
+    const Desc c({rows, cols}, DnnlType::f32, dnnl::memory::dims{cols, 1});
 #if DNNL_VERSION_MAJOR >= 3
     const dnnl::matmul::primitive_desc description(worker.engine, a, b, c);
 #else
@@ -113,12 +108,11 @@ class OneDnnAttention {
     constexpr std::size_t most = 128;  // sequences of ever new lengths must not fill the memory
     if (worker.pairs.size() >= most) worker.pairs.clear();
     const auto [block, keys, dim] = key;
-    return detail::try_onednn("making an attention",
-                              [&, block = block, keys = keys, dim = dim]() -> Pair& {
-                                Pair pair{make_product(worker, block, dim, keys, {1, dim}),
-                                          make_product(worker, block, keys, dim, {dim, 1})};
-                                return worker.pairs.emplace(key, std::move(pair)).first->second;
-                              });
+    return try_onednn("making an attention", [&, block = block, keys = keys, dim = dim]() -> Pair& {
+      Pair pair{make_product(worker, block, dim, keys, {1, dim}),
+                make_product(worker, block, keys, dim, {dim, 1})};
+      return worker.pairs.emplace(key, std::move(pair)).first->second;
+    });
   }
 
   static void multiply(Worker& worker, Product& product, const Element* a, const Element* b,
@@ -141,17 +135,17 @@ class OneDnnAttention {
   static const Element* pack(MatrixView<const Stored> kept, Index begin, Index dim, Index padded,
                              base::Buffer<Element>& memory) {
     Element* const packed = memory.ensure(padded * dim);
-    detail::pack_columns(kept, 0, kept.rows, begin, dim, packed);
+    pack_columns(kept, 0, kept.rows, begin, dim, packed);
     std::fill(packed + kept.rows * dim, packed + padded * dim, Element(0));
     return packed;
   }
 
-  template <StoredScalar Stored, ProductScalar Out>
+  template <StoredScalar Stored>
   static void run(Worker& worker, const Part& part, MatrixView<const float> q,
-                  const Segment<Stored>& segment, const HeadShape& shape, MatrixView<Out> out) {
+                  const Segment<Stored>& segment, const HeadShape& shape, MatrixView<Element> out) {
     const Index dim = shape.head_dim;
     const Index group = shape.heads / shape.kv_heads;
-    const Index keys = segment.keys.rows, padded = detail::padded_count(keys);
+    const Index keys = segment.keys.rows, padded = padded_count(keys);
     const Element* const k = pack(segment.keys, part.kv_head * dim, dim, padded, worker.keys);
     const Element* const v = pack(segment.values, part.kv_head * dim, dim, padded, worker.values);
     Pair& pair = find(worker, {part.block, padded, dim});
@@ -166,14 +160,13 @@ class OneDnnAttention {
         const Index rows = std::min(part.block, part.end - begin);
         // Rows behind the last one keep what they held: nobody reads what comes of them.
         for (Index row = 0; row < rows; ++row)
-          detail::round_row(q.row(begin + row) + head * dim, queries + row * dim, dim, scale);
+          round_row(q.row(begin + row) + head * dim, queries + row * dim, dim, scale);
         multiply(worker, pair.scores, queries, k, scores);
         for (Index row = 0; row < rows; ++row)
-          sums[row] = detail::softmax_row(scores + row * padded, keys, weights + row * padded);
+          sums[row] = softmax_row(scores + row * padded, keys, weights + row * padded);
         multiply(worker, pair.output, weights, v, output);
         for (Index row = 0; row < rows; ++row)
-          detail::round_row(output + row * dim, out.row(begin + row) + head * dim, dim,
-                            1.0F / sums[row]);
+          round_row(output + row * dim, out.row(begin + row) + head * dim, dim, 1.0F / sums[row]);
       }
     }
   }
@@ -187,6 +180,28 @@ class OneDnnAttention {
   }
 
   std::vector<Worker> m_workers;
+};
+
+}  // namespace detail
+
+/// Attention of many rows on oneDNN for one runner, in float32 or bf16 as the rows are.
+class OneDnnAttention {
+ public:
+  explicit OneDnnAttention(int threads) : m_wide(threads), m_narrow(threads) {}
+
+  /// The rows of one segment; see Attention.
+  template <StoredScalar Stored>
+  void attend(MatrixView<const float> q, const Segment<Stored>& segment, const HeadShape& shape,
+              ProductInput& out, ThreadTeam& team) {
+    if (out.narrow())
+      m_narrow.attend(q, segment, shape, out.rounded(), team);
+    else
+      m_wide.attend(q, segment, shape, out.floats(), team);
+  }
+
+ private:
+  detail::OneDnnAttentionIn<float> m_wide;
+  detail::OneDnnAttentionIn<Eigen::bfloat16> m_narrow;
 };
 
 }  // namespace dllm_cache::inline v0_1::models

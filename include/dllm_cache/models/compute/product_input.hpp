@@ -8,6 +8,13 @@
 
 namespace dllm_cache::inline v0_1::models {
 
+/// Rows `[rows, width]` that a product reads, dense: floats, or where these are null, bf16.
+struct ProductRows {
+  Index rows = 0;
+  const float* floats = nullptr;
+  const Eigen::bfloat16* rounded = nullptr;
+};
+
 /// Rows that products read, in the type that they multiply: whoever computes such rows rounds them
 /// on the way, instead of a pass of its own over all of them. Belongs to one thread at a time.
 class ProductInput {
@@ -32,6 +39,11 @@ class ProductInput {
   /// `[rows, width]`, dense, with the padding behind: what products read where `narrow`.
   [[nodiscard]] MatrixView<Eigen::bfloat16> rounded() {
     return dense_view(m_rounded.ensure(m_padded * m_width), m_rows, m_width);
+  }
+  /// The rows as products read them.
+  [[nodiscard]] ProductRows product_rows() {
+    if (m_narrow) return {m_rows, nullptr, rounded().data};
+    return {m_rows, floats().data, nullptr};
   }
   /// Calls `work` with floats() or rounded(), whichever products read.
   template <class Work>

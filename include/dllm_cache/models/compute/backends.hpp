@@ -1,0 +1,27 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include "dllm_cache/models/compute/backend_list.hpp"
+#include "dllm_cache/models/compute/eigen_backend.hpp"
+
+// The one place that asks which backends are built in. To add one: its name in backend.hpp, a
+// struct as BackendList wants it in headers of its own, and a place in the list here.
+#if DLLM_CACHE_HAS_ONEDNN
+#include "dllm_cache/models/compute/onednn_backend.hpp"
+namespace dllm_cache::inline v0_1::models::detail {
+using Backends = BackendList<EigenBackend, OneDnnBackend>;
+}
+#else
+namespace dllm_cache::inline v0_1::models::detail {
+using Backends = BackendList<EigenBackend>;
+}
+#endif
+
+namespace dllm_cache::inline v0_1::models {
+
+/// Whether the rows of products are bf16, not float: for ProductInput::resize.
+[[nodiscard]] constexpr bool multiplies_bf16(const ComputeOptions& options) {
+  return detail::Backends::multiplies_bf16(options);
+}
+
+}  // namespace dllm_cache::inline v0_1::models
