@@ -146,8 +146,7 @@ class TorchModel {
         dllm_cache::models::load_llada(folder, {.backend = dllm_cache::models::Backend::Eigen});
     for (const char* key :
          {"include_bias", "include_qkv_bias", "bias_for_layer_norm", "weight_tying"})
-      if (dllm_cache::models::optional_config_bool(folder.config(), folder.config_path(), key)
-              .value_or(false))
+      if (folder.config_reader().optional_bool(key).value_or(false))
         throw std::runtime_error(folder.config_path().string() + ": key \"" + key +
                                  "\": expected false or absent, got true");
     m_config = mapped->config;

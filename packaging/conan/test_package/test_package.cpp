@@ -13,7 +13,8 @@ int main() {
   auto pass = workspace.begin_step(cache);
 #ifdef WITH_MODELS
   const auto config = nlohmann::json::parse(R"({"layers": 2})");
-  if (dllm_cache::models::config_integer(config, "config.json", "layers", 1, 9) != 2) return 1;
+  if (dllm_cache::models::ConfigReader(config, "config.json").integer("layers", 1, 9) != 2)
+    return 1;
 #endif
   std::printf("dllm_cache %s: %td rows are in the pass\n", dllm_cache::version.data(),
               pass.row_count());
