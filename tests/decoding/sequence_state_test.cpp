@@ -31,18 +31,25 @@ Tokens response_of(const SequenceState& state) {
   return {state.response().begin(), state.response().end()};
 }
 
-// One step as the loop takes it: every candidate is predicted, with a confidence that grows with
-// the row unless told otherwise. Returns the rows committed.
+// Every candidate is predicted, with a confidence that depends on the row.
 template <class Confidence>
-std::vector<Index> step(SequenceState& state, std::int32_t token, Confidence confidence) {
-  state.predictions().clear();
+std::vector<Prediction> predict(const SequenceState& state, std::int32_t token,
+                                Confidence confidence) {
+  std::vector<Prediction> predictions;
   for (Index row = 0; row < static_cast<Index>(state.tokens().size()); ++row)
     if (state.is_candidate(row))
-      state.predictions().push_back({.row = row, .token = token, .confidence = confidence(row)});
-  const Index count = state.commit();
+      predictions.push_back({.row = row, .token = token, .confidence = confidence(row)});
+  return predictions;
+}
+
+// One step as the loop takes it, with a confidence that grows with the row unless told otherwise.
+// Returns the rows committed.
+template <class Confidence>
+std::vector<Index> step(SequenceState& state, std::int32_t token, Confidence confidence) {
+  std::vector<Prediction> predictions = predict(state, token, confidence);
+  const Index count = state.commit(predictions);
   std::vector<Index> rows;
-  for (Index i = 0; i < count; ++i)
-    rows.push_back(state.predictions()[static_cast<std::size_t>(i)].row);
+  for (Index i = 0; i < count; ++i) rows.push_back(predictions[static_cast<std::size_t>(i)].row);
   return rows;
 }
 std::vector<Index> step(SequenceState& state, std::int32_t token = 5) {
@@ -91,11 +98,13 @@ TEST_CASE("SequenceState: commits the surest rows, of equally sure ones the lowe
           "[sequence_state]") {
   SequenceState state = state_of({.response = 5, .steps = 2});
   const double sure[] = {0, 0, 0, 0.2, 0.7, 0.7, 0.9, 0.7};
-  CHECK(step(state, 5, [&](Index row) { return sure[row]; }) == std::vector<Index>{6, 4, 5});
+  std::vector<Prediction> first = predict(state, 5, [&](Index row) { return sure[row]; });
+  CHECK(state.commit(first) == 3);
   CHECK(tokens_of(state) == Tokens{1, 2, 3, 99, 5, 5, 5, 99});
-  // What was not committed stays in the list behind what was.
-  CHECK(state.predictions().size() == 5);
-  CHECK(state.predictions().back().row == 3);
+  // What was not committed stands behind what was.
+  std::vector<Index> order;
+  for (const Prediction& one : first) order.push_back(one.row);
+  CHECK(order == std::vector<Index>{6, 4, 5, 7, 3});
   CHECK(step(state, 6, [&](Index row) { return sure[row]; }) == std::vector<Index>{7, 3});
   CHECK(tokens_of(state) == Tokens{1, 2, 3, 6, 5, 5, 5, 6});
   CHECK(state.finished());
@@ -252,9 +261,9 @@ TEST_CASE("SequenceState: an open-ended rule excludes the mask after a step that
 
 TEST_CASE("SequenceState: one token found among masks keeps the mask allowed", "[sequence_state]") {
   SequenceState state = state_of({.response = 3, .commit = FixedCommit{2}});
-  state.predictions() = {{.row = 3, .token = special.mask, .confidence = 0.9},
-                         {.row = 4, .token = 5, .confidence = 0.8}};
-  CHECK(state.commit() == 2);
+  std::vector<Prediction> both = {{.row = 3, .token = special.mask, .confidence = 0.9},
+                                  {.row = 4, .token = 5, .confidence = 0.8}};
+  CHECK(state.commit(both) == 2);
   CHECK(state.sampling_rule().excluded_token == no_token);
 }
 
@@ -263,8 +272,9 @@ TEST_CASE("SequenceState: a confidence that is no number comes last, in the orde
   for (const double order_temperature : {0.0, 0.5}) {
     SequenceState state = state_of(
         {.response = 40, .order_temperature = order_temperature, .seed = 3});  // sorts by parts
-    step(state, 5, [](Index row) { return row % 3 == 0 ? 0.1 : not_a_number; });
-    const auto& ordered = state.predictions();
+    std::vector<Prediction> ordered =
+        predict(state, 5, [](Index row) { return row % 3 == 0 ? 0.1 : not_a_number; });
+    state.commit(ordered);
     REQUIRE(ordered.size() == 40);
     for (std::size_t i = 0; i < ordered.size(); ++i)
       CHECK(std::isnan(ordered[i].confidence) == (i >= 14));  // rows 3, 6, ..., 42
@@ -278,16 +288,16 @@ TEST_CASE("SequenceState: predictions of rows that may not be committed are refu
   SequenceState state = state_of({.response = 4, .block_length = 2});
   const Tokens before = tokens_of(state);
   for (const Index row : {-1, 2, 5, 7}) {  // before the rows, prompt, next block, behind the rows
-    state.predictions() = {{.row = 3, .token = 5, .confidence = 0.5},
-                           {.row = row, .token = 5, .confidence = 0.9}};
-    CHECK(refused_call([&] { state.commit(); }) ==
+    std::vector<Prediction> bad = {{.row = 3, .token = 5, .confidence = 0.5},
+                                   {.row = row, .token = 5, .confidence = 0.9}};
+    CHECK(refused_call([&] { state.commit(bad); }) ==
           "SequenceState: predictions must be of rows that may be committed, got row " +
               std::to_string(row));
   }
   CHECK(tokens_of(state) == before);
   CHECK(state.step() == 0);
   while (!state.finished()) step(state);
-  CHECK(refused_call([&] { state.commit(); }) == "SequenceState: commit() after the end");
+  CHECK(refused_call([&] { state.commit({}); }) == "SequenceState: commit() after the end");
 }
 
 TEST_CASE("SequenceState: end of text ends nothing unless asked", "[sequence_state]") {

@@ -27,6 +27,6 @@ void dllm_cache::fuzz::request(Input input) {
       SequenceState state(prompt, options, {.mask = 1, .end_of_text = 2});
       static_cast<void>(
           checked_traits(policy, {.prompt = state.prompt_rows(), .response = options.response}));
-      state.commit();
+      state.commit({});
     });
 }

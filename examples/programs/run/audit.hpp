@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "dllm_cache/base/buffer.hpp"
+#include "dllm_cache/base/gather_rows.hpp"
 #include "dllm_cache/decoding/denoising_loop.hpp"
 #include "dllm_cache/models/transformer_runner.hpp"
 
@@ -179,9 +180,9 @@ class Audit {
     const auto rows = static_cast<Index>(m_chunk.end - m_chunk.begin);
     const auto gathered = dllm_cache::dense_view(
         m_gathered.ensure(static_cast<Index>(chunk_rows) * m_x.cols), rows, m_x.cols);
-    for (Index i = 0; i < rows; ++i)
-      std::copy_n(m_x.row(m_wanted[m_chunk.begin + static_cast<std::size_t>(i)].place), m_x.cols,
-                  gathered.row(i));
+    m_places.clear();
+    for (std::size_t i = m_chunk.begin; i < m_chunk.end; ++i) m_places.push_back(m_wanted[i].place);
+    dllm_cache::base::gather_rows(m_x, m_places, gathered);
     m_logits = dllm_cache::dense_view(
         m_logits_memory.ensure(static_cast<Index>(chunk_rows) * vocabulary()), rows, vocabulary());
     m_runner->logits(gathered, m_logits);
@@ -198,6 +199,7 @@ class Audit {
   dllm_cache::Workspace<float, Stored> m_workspace;
   std::vector<Wanted> m_wanted;      // of the step in progress, in the order of the loop
   std::vector<Compared> m_compared;  // the same
+  std::vector<Index> m_places;       // of a chunk of them in m_x
   Chunk m_chunk;                     // of m_wanted whose logits are in m_logits
   bool m_running = false;            // the forward of the step in progress has run
   dllm_cache::MatrixView<float> m_x;

@@ -13,7 +13,7 @@
 
 #include "dllm_cache/base/large_pages.hpp"
 #include "dllm_cache/decoding/denoising_model.hpp"
-#include "dllm_cache/decoding/detail/logits_pass.hpp"
+#include "dllm_cache/decoding/detail/batch_step.hpp"
 #include "dllm_cache/decoding/detail/loop_sequence.hpp"
 #include "dllm_cache/decoding/step_report.hpp"
 #include "dllm_cache/workspace.hpp"
@@ -30,33 +30,24 @@ namespace dllm_cache::inline v0_1 {
 template <class Model, StoredScalar Stored = float, class Selector = VVerifySelector<float, Stored>>
 requires DenoisingModel<Model, Stored> && RowSelector<Selector, float, Stored>
 class DenoisingLoop {
+  using Step = detail::BatchStep<Model, Stored, Selector>;
+
  public:
   using Cache = FeatureCache<float, Stored, Selector>;
   using PassType = Pass<float, Stored, Selector>;
 
-  /// Looks into a running step; empty functions are not called.
-  struct Observer {
-    /// After each layer. Sequence `i` of the pass is `batch()[i]`.
-    std::function<void(const PassType& pass, Index layer)> on_layer;
-    /// After each row of logits `[vocabulary]`, guided when there is guidance.
-    std::function<void(Index id, Index row, std::span<const float> logits)> on_logits;
-  };
-
-  /// One sequence of the step in progress.
-  struct BatchEntry {
-    Index id = 0;
-    bool unconditional = false;
-  };
+  using Observer = StepObserver<PassType>;
+  using BatchEntry = dllm_cache::BatchEntry;
 
   /// Logits are computed and reduced in chunks of so many rows: there is no [rows, vocabulary]
   /// array.
-  static constexpr Index chunk_rows = detail::LogitsPass<Cache>::chunk_rows;
+  static constexpr Index chunk_rows = Step::chunk_rows;
 
   /// Every sequence gets a copy of `selector`. The model and the memory resource of the caches must
   /// outlive the loop.
   explicit DenoisingLoop(Model& model, std::pmr::memory_resource* resource = large_pages(),
                          Selector selector = {})
-      : m_model(&model), m_resource(resource), m_selector(std::move(selector)) {}
+      : m_model(&model), m_resource(resource), m_selector(std::move(selector)), m_step(model) {}
 
   Observer observer;  ///< Set it before the step that it is to see.
 
@@ -116,10 +107,9 @@ class DenoisingLoop {
   void restart(Index id, std::span<const std::int32_t> prompt, const DecodingOptions& options) {
     Slot& done = slot(id);
     refuse_busy(done, "restart");
-    for (std::size_t i = m_told; i < m_reports.size(); ++i)
-      if (m_reports[i].id == id)
-        base::refuse_call("DenoisingLoop: restart() of sequence ", id,
-                          ", whose report is still to come");
+    if (m_step.will_tell_of(id))
+      base::refuse_call("DenoisingLoop: restart() of sequence ", id,
+                        ", whose report is still to come");
     check_prompt(prompt);
     if (!done.cache) base::refuse_call("DenoisingLoop: restart() of sequence ", id, ", released");
     const AnyPolicy policy = done.cache->planner().policy();
@@ -142,12 +132,11 @@ class DenoisingLoop {
   bool step(OnStep&& on_step) {
     if (m_stepping) base::refuse_call("DenoisingLoop: step() while a step runs");
     const Stepping stepping(m_stepping);
-    if (!m_pass) forward();
-    if (!m_pass) return false;
-    predict_rows();
-    m_reports.reserve(m_batch.size());  // nothing may fail once tokens are committed
-    m_pass.reset();
-    return commit(on_step);
+    if (!m_step.ran()) m_step.forward(m_slots, observer);
+    if (!m_step.ran()) return false;
+    m_step.sample(observer);
+    const bool goes_on = m_step.commit(on_step);
+    return goes_on && !finished();
   }
   /// The same without a callback.
   bool step() {
@@ -160,10 +149,7 @@ class DenoisingLoop {
   bool run(OnStep&& on_step) {
     bool cancelled = false;
     const auto watch = [&](const StepReport& report) {
-      if constexpr (std::is_void_v<std::invoke_result_t<OnStep&, const StepReport&>>)
-        on_step(report);
-      else if (!on_step(report))
-        cancelled = true;
+      if (!detail::tell(on_step, report)) cancelled = true;
       return !cancelled;
     };
     while (step(watch)) {
@@ -206,7 +192,7 @@ class DenoisingLoop {
     return *held.cache;
   }
   /// Sequences of the step in progress, in the order of the pass.
-  [[nodiscard]] std::span<const BatchEntry> batch() const { return m_batch; }
+  [[nodiscard]] std::span<const BatchEntry> batch() const { return m_step.batch(); }
 
   /// Rows of all committed steps of a sequence, unconditional ones included; throws like
   /// sequence().
@@ -227,7 +213,6 @@ class DenoisingLoop {
   };
 
   using Slot = detail::LoopSequence<Cache>;
-  using Wanted = detail::WantedRow<Cache>;
 
   [[nodiscard]] SequenceShape shape_of(const SequenceState& state) const {
     return {.prompt = state.prompt_rows(),
@@ -266,8 +251,7 @@ class DenoisingLoop {
   [[nodiscard]] bool in_step(Index id) const {
     const auto& cache = slot(id).cache;
     if (cache && cache->planner().step_open()) return true;  // in the middle of its layers
-    return m_pass && std::any_of(m_batch.begin(), m_batch.end(),
-                                 [&](const BatchEntry& entry) { return entry.id == id; });
+    return m_step.holds(id);
   }
 
   void refuse_busy(const Slot& done, const char* call) const {
@@ -293,164 +277,12 @@ class DenoisingLoop {
   }
   [[nodiscard]] Slot& slot(Index id) { return const_cast<Slot&>(std::as_const(*this).slot(id)); }
 
-  void collect_batch() {
-    m_batch.clear();
-    m_caches.clear();
-    m_inputs.clear();
-    for (Index id = 0; id < sequences(); ++id) {
-      Slot& running = slot(id);
-      if (!running.runs()) continue;
-      const SequenceState& state = running.state;
-      m_batch.push_back({id, false});
-      m_caches.push_back(&*running.cache);
-      m_inputs.push_back({.block = state.block(),
-                          .block_step = state.block_progress().step,
-                          .masked = state.masked(),
-                          .changed = running.changes.changed,
-                          .unchanged_steps = running.changes.unchanged_steps});
-      if (!running.guided || !running.guided->guidance.due(state.step())) continue;
-      auto& guided = *running.guided;
-      m_batch.push_back({id, true});
-      m_caches.push_back(&guided.cache);
-      m_inputs.push_back({.block = state.block(),
-                          .block_step = guided.block == state.block() ? guided.block_step : 0,
-                          .masked = state.masked(),
-                          .changed = guided.changes.changed,
-                          .unchanged_steps = guided.changes.unchanged_steps});
-    }
-  }
-
-  // One forward of all running sequences; leaves the hidden rows in m_x and the finished pass.
-  void forward() {
-    collect_batch();
-    if (m_batch.empty()) return;
-    PassType pass = m_workspace.begin_step(std::span<Cache* const>(m_caches),
-                                           std::span<const StepInput>(m_inputs));
-    const Index width = m_model->shape().width;
-    m_x = dense_view(m_hidden.ensure(pass.row_count() * width), pass.row_count(), width);
-    m_tokens.clear();
-    for (Index i = 0; i < pass.sequences(); ++i) {
-      const BatchEntry& entry = m_batch[static_cast<std::size_t>(i)];
-      const SequenceState& state = sequence(entry.id);
-      for (const Index row : pass.rows(i))
-        m_tokens.push_back(entry.unconditional && row < state.prompt_rows()
-                               ? m_model->special_tokens().mask
-                               : state.tokens()[static_cast<std::size_t>(row)]);
-    }
-    if (pass.row_count() > 0) m_model->embed(m_tokens, m_x);
-    const Index last = m_model->shape().layers - 1;
-    for (Index layer = 0; layer < last; ++layer) {
-      pass.layer(m_model->layer(layer), m_x);
-      if (observer.on_layer) observer.on_layer(pass, layer);
-    }
-    pass.layer(m_model->layer(last), m_x);
-    keep_forward(std::move(pass));
-    if (observer.on_layer) observer.on_layer(*m_pass, last);
-  }
-
-  // The caches have committed: the step goes on from here even if an observer throws.
-  void keep_forward(PassType&& pass) {
-    m_pass.emplace(std::move(pass));
-    for (const BatchEntry& entry : m_batch) count_forward(slot(entry.id), entry.unconditional);
-  }
-
-  void count_forward(Slot& ran, bool unconditional) {
-    (unconditional ? ran.guided->changes : ran.changes).step_done();
-    if (!unconditional) return;
-    if (ran.guided->block != ran.state.block()) ran.guided->block_step = 0;
-    ran.guided->block = ran.state.block();
-    ++ran.guided->block_step;
-  }
-
-  void predict_rows() {
-    m_wanted.clear();
-    for (Index i = 0; i < m_pass->sequences(); ++i) {
-      const BatchEntry& entry = m_batch[static_cast<std::size_t>(i)];
-      if (entry.unconditional || slot(entry.id).stopped) continue;
-      const auto next = static_cast<std::size_t>(i) + 1;
-      const bool refreshes = next < m_batch.size() && m_batch[next].unconditional;
-      want_rows(slot(entry.id), i, refreshes);
-    }
-    m_sampler.sample(*m_model, m_x, std::span<const Wanted>(m_wanted),
-                     [&](Index id, Index row, std::span<const float> logits) {
-                       if (observer.on_logits) observer.on_logits(id, row, logits);
-                     });
-    // Counted here, so that a step tried again counts once.
-    for (const Wanted& wanted : m_wanted)
-      wanted.sequence->logits_rows += wanted.unconditional_place >= 0 ? 2 : 1;
-  }
-
-  // Only rows that can still be committed; all masked rows when the guidance residual is refreshed.
-  void want_rows(Slot& held, Index sequence, bool refreshes) {
-    held.state.predictions().clear();
-    const auto masked = held.state.masked();
-    const Index shift = m_model->prediction_shift();
-    for (Index row = held.state.prompt_rows(); row < static_cast<Index>(masked.size()); ++row) {
-      if (masked[static_cast<std::size_t>(row)] == 0) continue;
-      if (!refreshes && !held.state.is_candidate(row)) continue;
-      const std::optional<Index> place = m_pass->find(row - shift, sequence);
-      if (!place) continue;  // the policy lets it rest in this step
-      Wanted wanted{.sequence = &held, .row = row, .place = *place};
-      if (refreshes)
-        wanted.unconditional_place = m_pass->find(row - shift, sequence + 1).value_or(-1);
-      m_wanted.push_back(wanted);
-    }
-  }
-
-  template <class OnStep>
-  bool commit(OnStep& on_step) {
-    m_reports.clear();
-    for (const BatchEntry& entry : m_batch) {
-      Slot& held = slot(entry.id);
-      if (entry.unconditional || held.stopped) continue;
-      StepReport report{.id = entry.id, .step = held.state.step(), .block = held.state.block()};
-      report.committed = held.state.commit();
-      report.predictions = held.state.predictions();
-      report.tokens = held.state.tokens();
-      report.prompt_rows = held.state.prompt_rows();
-      report.finished = held.state.finished();
-      for (const Prediction& one :
-           report.predictions.first(static_cast<std::size_t>(report.committed))) {
-        if (one.token == m_model->special_tokens().mask) continue;  // stays what it was
-        const auto row = static_cast<std::size_t>(one.row);
-        held.changes.mark(row);
-        if (held.guided) held.guided->changes.mark(row);
-      }
-      m_reports.push_back(report);
-    }
-    // What a throwing callback leaves is not told later: the tokens are committed.
-    struct Forget {
-      DenoisingLoop& loop;
-      ~Forget() { loop.m_reports.clear(); }
-    } const forget{*this};
-    bool goes_on = true;
-    for (m_told = 0; m_told < m_reports.size();) {
-      const StepReport& report = m_reports[m_told++];
-      if constexpr (std::is_void_v<std::invoke_result_t<OnStep&, const StepReport&>>)
-        on_step(report);
-      else
-        goes_on = on_step(report) && goes_on;
-    }
-    return goes_on && !finished();
-  }
-
   Model* m_model;
   std::pmr::memory_resource* m_resource;
   Selector m_selector;
   std::vector<std::unique_ptr<Slot>> m_slots;
-  Workspace<float, Stored, Selector> m_workspace;
-  std::optional<PassType> m_pass;  // a finished forward whose predictions are not committed yet
-  std::vector<BatchEntry> m_batch;
-  std::vector<Cache*> m_caches;
-  std::vector<StepInput> m_inputs;
-  std::vector<std::int32_t> m_tokens;
-  std::vector<Wanted> m_wanted;
-  std::vector<StepReport> m_reports;  // of the step that is being told of
-  std::size_t m_told = 0;             // so many of them were or are being told
+  Step m_step;
   bool m_stepping = false;
-  detail::LogitsPass<Cache> m_sampler;
-  MatrixView<float> m_x;
-  base::Buffer<float> m_hidden;
 };
 
 }  // namespace dllm_cache::inline v0_1

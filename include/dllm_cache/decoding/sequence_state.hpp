@@ -35,7 +35,6 @@ class SequenceState {
     m_tokens.resize(prompt.size() + static_cast<std::size_t>(options.response), special.mask);
     m_masked.assign(m_tokens.size(), 0);
     std::fill(m_masked.begin() + m_prompt, m_masked.end(), std::uint8_t{1});
-    m_predictions.reserve(static_cast<std::size_t>(options.response));
     begin_block(0);
   }
 
@@ -79,14 +78,10 @@ class SequenceState {
             static_cast<std::uint64_t>(row - m_prompt)};
   }
 
-  /// Predictions gathered for this step; the caller clears and fills them before commit().
-  [[nodiscard]] std::vector<Prediction>& predictions() { return m_predictions; }
-  [[nodiscard]] const std::vector<Prediction>& predictions() const { return m_predictions; }
-
   /// Draws other random numbers from here on: those of sequence `number` with the same seed.
   void set_random_sequence(std::uint64_t number) { m_options.sequence = number; }
 
-  /// Writes everything but the predictions of the step at hand as one section of a snapshot. Throws
+  /// Writes everything as one section of a snapshot. Throws
   /// what the sink throws.
   void save(SnapshotWriter& out) const {
     out.begin("sequence");
@@ -129,22 +124,21 @@ class SequenceState {
     return state;
   }
 
-  /// Ends the step: commits the best predictions and moves on. Returns how many were committed;
-  /// they are the first of predictions(), which stays as it is until the caller clears it. Throws
-  /// std::logic_error after the end and for predictions of rows that are no candidates; then
-  /// nothing was committed.
-  Index commit() {
+  /// Ends the step: puts the predictions in order, surest first, commits the best and moves on.
+  /// Returns how many were committed: the first of them. Throws std::logic_error after the end and
+  /// for predictions of rows that are no candidates; then nothing was committed.
+  Index commit(std::span<Prediction> predictions) {
     if (m_finished) base::refuse_call("SequenceState: commit() after the end");
-    for (const Prediction& one : m_predictions)
+    for (const Prediction& one : predictions)
       if (one.row < m_prompt || !is_candidate(one.row))
         base::refuse_call("SequenceState: predictions must be of rows that may be committed, ",
                           "got row ", one.row);
-    order_predictions();
+    order(predictions);
     m_progress.masked = candidates();
-    const Index count = count_commits(m_predictions, m_options.commit, m_progress);
+    const Index count = count_commits(predictions, m_options.commit, m_progress);
     Index found = 0;
     for (Index i = 0; i < count; ++i) {
-      const Prediction& best = m_predictions[static_cast<std::size_t>(i)];
+      const Prediction& best = predictions[static_cast<std::size_t>(i)];
       m_tokens[static_cast<std::size_t>(best.row)] = best.token;
       const bool still_masked = best.token == m_special.mask;
       m_masked[static_cast<std::size_t>(best.row)] = still_masked ? 1 : 0;
@@ -183,7 +177,7 @@ class SequenceState {
 
   // Surest first, ties to the lower row. With a temperature the order is drawn: the first n rows by
   // confidence / temperature + Gumbel noise are n draws without replacement from its softmax.
-  void order_predictions() {
+  void order(std::span<Prediction> predictions) const {
     const double temperature = m_options.order_temperature;
     const auto key = [&](const Prediction& one) {
       // Logits of infinities may make it NaN, which no order takes.
@@ -192,7 +186,7 @@ class SequenceState {
       return one.confidence / temperature +
              RowRandom(random_key(one.row), RandomUse::Order).gumbel(0);
     };
-    std::sort(m_predictions.begin(), m_predictions.end(),
+    std::sort(predictions.begin(), predictions.end(),
               [&](const Prediction& a, const Prediction& b) {
                 const double key_a = key(a), key_b = key(b);
                 return key_a != key_b ? key_a > key_b : a.row < b.row;
@@ -273,7 +267,6 @@ class SequenceState {
   BlockProgress m_progress;
   std::vector<std::int32_t> m_tokens;
   std::vector<std::uint8_t> m_masked;
-  std::vector<Prediction> m_predictions;
   bool m_excludes_mask = false;
   bool m_finished = false;
 };

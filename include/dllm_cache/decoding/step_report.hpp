@@ -28,4 +28,18 @@ concept TakesReports = std::is_invocable_v<F&, const StepReport&> &&
     (std::is_void_v<std::invoke_result_t<F&, const StepReport&>> ||
      std::is_convertible_v<std::invoke_result_t<F&, const StepReport&>, bool>);
 
+namespace detail {
+
+/// Tells a callback of a step; false when it says so.
+template <TakesReports F>
+bool tell(F& on_step, const StepReport& report) {
+  if constexpr (std::is_void_v<std::invoke_result_t<F&, const StepReport&>>) {
+    on_step(report);
+    return true;
+  } else {
+    return static_cast<bool>(on_step(report));
+  }
+}
+
+}  // namespace detail
 }  // namespace dllm_cache::inline v0_1

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include "dllm_cache/base/gather_rows.hpp"
 #include "dllm_cache/workspace.hpp"
 
 // How a step is carried out: the definitions of Workspace. Read run_layer first.
@@ -276,10 +277,7 @@ auto Workspace<Scalar, Stored, Selector>::gather(MatrixView<const Scalar> x,
   const auto count = static_cast<Index>(rows.size());
   if (rows.back() - rows.front() + 1 == count) return x.middle_rows(rows.front(), count);
   const MatrixView<Scalar> gathered = m_gathered.view(count, x.cols);
-  for (Index place = 0; place < count; ++place) {
-    const Scalar* row = x.row(rows[static_cast<std::size_t>(place)]);
-    std::copy_n(row, x.cols, gathered.row(place));
-  }
+  base::gather_rows(x, rows, gathered);
   return gathered;
 }
 

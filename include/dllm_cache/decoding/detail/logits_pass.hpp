@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "dllm_cache/base/buffer.hpp"
+#include "dllm_cache/base/gather_rows.hpp"
 #include "dllm_cache/base/matrix_view.hpp"
 #include "dllm_cache/decoding/denoising_model.hpp"
 #include "dllm_cache/decoding/detail/loop_sequence.hpp"
@@ -18,6 +19,7 @@ namespace dllm_cache::inline v0_1::detail {
 template <class Cache>
 struct WantedRow {
   LoopSequence<Cache>* sequence = nullptr;
+  std::size_t run = 0;  ///< Its place among the runs of the step.
   Index row = 0;
   Index place = 0;
   Index unconditional_place = -1;  ///< Refreshes the guidance residual when there is one.
@@ -32,21 +34,21 @@ class LogitsPass {
 
   static constexpr Index chunk_rows = 64;
 
-  /// Appends the prediction of each wanted row that can be committed to those of its sequence;
-  /// hidden `[rows, width]` of the step. Calls `on_logits(id, row, logits)` after each row.
-  template <class Model, class OnLogits>
-  void sample(Model& model, MatrixView<const float> hidden, std::span<const Wanted> wanted,
-              const OnLogits& on_logits) {
+  /// Calls `on_logits(id, row, logits)` for each wanted row, and `on_prediction(wanted,
+  /// prediction)` for those that can be committed; hidden `[rows, width]` of the step.
+  template <class Model, class OnLogits, class OnPrediction>
+  void run(Model& model, MatrixView<const float> hidden, std::span<const Wanted> wanted,
+           const OnLogits& on_logits, const OnPrediction& on_prediction) {
     for (std::size_t begin = 0; begin < wanted.size(); begin += chunk_rows) {
       const std::size_t count = std::min<std::size_t>(chunk_rows, wanted.size() - begin);
-      run_chunk(model, hidden, wanted.subspan(begin, count), on_logits);
+      run_chunk(model, hidden, wanted.subspan(begin, count), on_logits, on_prediction);
     }
   }
 
  private:
-  template <class Model, class OnLogits>
+  template <class Model, class OnLogits, class OnPrediction>
   void run_chunk(Model& model, MatrixView<const float> hidden, std::span<const Wanted> chunk,
-                 const OnLogits& on_logits) {
+                 const OnLogits& on_logits, const OnPrediction& on_prediction) {
     m_places.clear();
     for (const Wanted& wanted : chunk) m_places.push_back(wanted.place);
     const MatrixView<float> logits = head(model, hidden, m_logits);
@@ -69,8 +71,8 @@ class LogitsPass {
       }
       on_logits(held.id, wanted.row, std::span<const float>(row));
       if (held.state.is_candidate(wanted.row))
-        held.state.predictions().push_back(m_sampler.sample(
-            wanted.row, row, held.state.sampling_rule(), held.state.random_key(wanted.row)));
+        on_prediction(wanted, m_sampler.sample(wanted.row, row, held.state.sampling_rule(),
+                                               held.state.random_key(wanted.row)));
     }
   }
 
@@ -86,9 +88,7 @@ class LogitsPass {
     MatrixView<const float> chosen = hidden.middle_rows(m_places.front(), rows);
     if (m_places.back() - m_places.front() + 1 != rows) {
       const MatrixView<float> gathered = m_gathered.view(rows, hidden.cols);
-      for (Index i = 0; i < rows; ++i)
-        std::copy_n(hidden.row(m_places[static_cast<std::size_t>(i)]), hidden.cols,
-                    gathered.row(i));
+      base::gather_rows(hidden, m_places, gathered);
       chosen = gathered;
     }
     model.logits(chosen, logits);

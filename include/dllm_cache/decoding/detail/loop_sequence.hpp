@@ -74,11 +74,27 @@ struct UnconditionalRun {
     cache.restore(in);
   }
 
+  /// What its policy is told before a step.
+  [[nodiscard]] StepInput input(const SequenceState& state) const {
+    return {.block = state.block(),
+            .block_step = block == state.block() ? block_step : 0,
+            .masked = state.masked(),
+            .changed = changes.changed,
+            .unchanged_steps = changes.unchanged_steps};
+  }
+  /// It ran in a step on the block `now`.
+  void forward_done(const Range& now) {
+    changes.step_done();
+    if (block != now) block_step = 0;
+    block = now;
+    ++block_step;
+  }
+
   Cache cache;
   Guidance guidance;
   ChangeLog changes;
-  Range block = {};
-  Index block_step = 0;
+  Range block = {};      ///< That it saw last, and
+  Index block_step = 0;  ///< in how many steps.
 };
 
 /// A sequence with its caches; what it cost outlives them.
@@ -91,6 +107,26 @@ struct LoopSequence {
         changes(state.tokens().size()) {}
 
   [[nodiscard]] bool runs() const { return !stopped && !state.finished(); }
+  /// What the policy of the conditional run is told before a step.
+  [[nodiscard]] StepInput input() const {
+    return {.block = state.block(),
+            .block_step = state.block_progress().step,
+            .masked = state.masked(),
+            .changed = changes.changed,
+            .unchanged_steps = changes.unchanged_steps};
+  }
+  /// One of its runs has gone through all layers.
+  void forward_done(bool unconditional) {
+    if (unconditional)
+      guided->forward_done(state.block());
+    else
+      changes.step_done();
+  }
+  /// The token of a row is another one from now on.
+  void mark_changed(std::size_t row) {
+    changes.mark(row);
+    if (guided) guided->changes.mark(row);
+  }
   [[nodiscard]] DecodingCounts counts() const {
     DecodingCounts counts{cache ? cache->counts() : m_counts, logits_rows};
     if (guided) counts.RowCounts::operator+=(guided->cache.counts());
@@ -113,7 +149,6 @@ struct LoopSequence {
   /// A copy with features of its own.
   [[nodiscard]] LoopSequence clone(Index number) const {
     LoopSequence copy(number, state, cache->clone());
-    copy.state.predictions().reserve(static_cast<std::size_t>(state.options().response));
     copy.changes = changes;
     if (guided) copy.guided.emplace(guided->clone());
     copy.logits_rows = logits_rows;
