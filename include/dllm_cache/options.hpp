@@ -53,7 +53,7 @@ struct OptionRange {
   [[nodiscard]] constexpr bool legal(T value) const {
     return holds(value) || (!word.empty() && value == word_value) || value == unset;
   }
-  /// "in [0, 1]", "at least 1 (or never)": what follows "must be" in messages.
+  /// "in [0, 1]", "at least 1 or never": what follows "must be" in messages.
   [[nodiscard]] std::string text() const {
     if constexpr (std::same_as<T, bool>) return "true or false";
     bool finite = false;
@@ -63,7 +63,7 @@ struct OptionRange {
         most == greatest || finite
             ? base::text(finite ? "finite and " : "", above_least ? "above " : "at least ", least)
             : base::text("in ", above_least ? "(" : "[", least, ", ", most, below_most ? ")" : "]");
-    if (!word.empty()) text += base::text(" (or ", word, ")");
+    if (!word.empty()) text += base::text(" or ", word);
     return text;
   }
 };

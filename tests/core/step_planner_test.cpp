@@ -180,10 +180,10 @@ TEST_CASE("DllmCachePolicy: options out of range are refused by field, range and
     return refused_argument([&] { StepPlanner(policy, {.prompt = 2, .response = 4}, 1); });
   };
   REQUIRE_THAT(message({.prompt_interval = 0}),
-               Contains("policy dllm-cache: prompt_interval must be at least 1 (or never), got 0"));
+               Contains("policy dllm-cache: prompt_interval must be at least 1 or never, got 0"));
   REQUIRE_THAT(
       message({.response_interval = -7}),
-      Contains("policy dllm-cache: response_interval must be at least 1 (or never), got -7"));
+      Contains("policy dllm-cache: response_interval must be at least 1 or never, got -7"));
   REQUIRE_THAT(message({.ratio = -0.1}), Contains("ratio must be in [0, 1], got -0.1"));
   REQUIRE_THAT(message({.ratio = 1.5}), Contains("ratio must be in [0, 1], got 1.5"));
   REQUIRE_THAT(message({.ratio = std::numeric_limits<double>::quiet_NaN()}),

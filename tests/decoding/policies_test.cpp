@@ -190,19 +190,19 @@ TEST_CASE("Policies: a bad option is refused by policy, option, range and value"
   CHECK(refusal_of(VicinityPolicy{.warmup_steps = -3}) ==
         "policy vicinity: warmup_steps must be at least 0, got -3");
   CHECK(refusal_of(VicinityPolicy{.refresh_interval = 0}) ==
-        "policy vicinity: refresh_interval must be at least 1 (or never), got 0");
+        "policy vicinity: refresh_interval must be at least 1 or never, got 0");
   CHECK(refusal_of(DkvDecodePolicy{0}) ==
-        "policy dkv: refresh_interval must be at least 1 (or never), got 0");
+        "policy dkv: refresh_interval must be at least 1 or never, got 0");
   CHECK(refusal_of(ChangedRowsPolicy{.keep_active = -1}) ==
         "policy changed-rows: keep_active must be in [0, 65534], got -1");
   CHECK(refusal_of(ChangedRowsPolicy{.keep_active = 65535}) ==
         "policy changed-rows: keep_active must be in [0, 65534], got 65535");
   CHECK(refusal_of(ChangedRowsPolicy{.refresh_interval = 0}) ==
-        "policy changed-rows: refresh_interval must be at least 1 (or never), got 0");
+        "policy changed-rows: refresh_interval must be at least 1 or never, got 0");
   CHECK(refusal_of(DllmCachePolicy{.prompt_interval = 0}) ==
-        "policy dllm-cache: prompt_interval must be at least 1 (or never), got 0");
+        "policy dllm-cache: prompt_interval must be at least 1 or never, got 0");
   CHECK(refusal_of(DllmCachePolicy{.response_interval = -1}) ==
-        "policy dllm-cache: response_interval must be at least 1 (or never), got -1");
+        "policy dllm-cache: response_interval must be at least 1 or never, got -1");
   CHECK(refusal_of(DllmCachePolicy{.ratio = 1.5}) ==
         "policy dllm-cache: ratio must be in [0, 1], got 1.5");
   CHECK(refusal_of(DllmCachePolicy{.ratio = std::nan("")}) ==
@@ -211,7 +211,7 @@ TEST_CASE("Policies: a bad option is refused by policy, option, range and value"
        {std::pair(1.5, "1.5"), std::pair(-1.5, "-1.5"), std::pair(std::nan(""), "nan"),
         std::pair(-no_similarity_threshold, "-inf")})
     CHECK(refusal_of(BlockVerifyPolicy{.similarity_threshold = threshold}) ==
-          std::string("policy block-verify: similarity_threshold must be in [-1, 1] (or none), "
+          std::string("policy block-verify: similarity_threshold must be in [-1, 1] or none, "
                       "got ") +
               got);
   for (const AnyPolicy& legal :

@@ -355,5 +355,5 @@ TEST_CASE("dllm-generate: options of another policy are refused and their owner 
   check_refusal(asked({{"cache_kind", "dkv"}, {"refresh_interval", 2.5}}), 2,
                 "refresh_interval must be an integer");
   check_refusal(asked({{"cache_kind", "dkv"}, {"refresh_interval", "often"}}), 2,
-                "refresh_interval must be an integer at least 1 (or never), got \"often\"");
+                "refresh_interval must be an integer at least 1 or never, got \"often\"");
 }

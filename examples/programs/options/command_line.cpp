@@ -36,9 +36,12 @@ CLI::Option* declare(CLI::App& app, const OptionInfo& option, const std::string&
                      OptionValues& values) {
   auto* const declared = app.add_option_function<std::string>(
       command_name(option.key),
-      [&values, key = option.key](const std::string& text) { values[key] = text; }, help);
+      [&values, key = option.key](const std::string& text) {
+        values[key] = text.empty() ? "true" : text;  // only a flag may come without one
+      },
+      help);
   declared->type_name(type_name(option.kind));
-  if (option.kind == OptionKind::Flag) declared->expected(0, 1)->default_str("true");
+  if (option.kind == OptionKind::Flag) declared->expected(0, 1);
   return declared;
 }
 
@@ -52,7 +55,9 @@ std::string range_and_default(const OptionInfo& option) {
 /// What an option is in every policy that has it: "dkv, vicinity: steps ... (default 4, never)".
 std::string policy_help(const std::string& key) {
   struct Meaning {
-    std::string text, names, defaults;
+    explicit Meaning(std::string said) : text(std::move(said)) {}
+    std::string text, names, defaults, first;
+    bool differ = false;
   };
   std::vector<Meaning> meanings;
   for (const auto& entry : policies().entries())
@@ -62,14 +67,17 @@ std::string policy_help(const std::string& key) {
           option.help + (option.kind == OptionKind::Flag ? "" : ", " + option.legal);
       auto same = std::find_if(meanings.begin(), meanings.end(),
                                [&](const Meaning& one) { return one.text == text; });
-      if (same == meanings.end()) same = meanings.insert(meanings.end(), {text, "", ""});
+      if (same == meanings.end()) same = meanings.insert(meanings.end(), Meaning(text));
       same->names += (same->names.empty() ? "" : ", ") + entry.name;
-      same->defaults += (same->defaults.empty() ? "" : ", ") + option.value.value_or("-");
+      const std::string value = option.value.value_or("-");
+      same->defaults += (same->defaults.empty() ? "" : ", ") + value;
+      same->differ = same->differ || (!same->first.empty() && same->first != value);
+      if (same->first.empty()) same->first = value;
     }
   std::string help;
   for (const Meaning& one : meanings)
-    help += (help.empty() ? "" : "; ") + one.names + ": " + one.text + " (default " + one.defaults +
-            ")";
+    help += (help.empty() ? "" : "; ") + one.names + ": " + one.text + " (default " +
+            (one.differ ? one.defaults : one.first) + ")";
   return help;
 }
 
