@@ -28,6 +28,14 @@ class Versions(unittest.TestCase):
         versions["vcpkg.json"] = json.loads(read("packaging/vcpkg/vcpkg.json"))["version"]
         self.assertEqual(versions, dict.fromkeys(versions, self.version))
 
+    def test_every_header_is_in_the_inline_namespace_of_the_version(self):
+        namespace = "v" + "_".join(self.version.split(".")[:2])
+        for path in sorted((ROOT / "include").rglob("*.hpp")):
+            opened = re.findall(r"^namespace dllm_cache(\S*(?: \w+)?)", path.read_text(encoding="utf-8"), re.M)
+            for name in opened:
+                with self.subTest(header=path.name):
+                    self.assertTrue(name.startswith(f"::inline {namespace}"), name)
+
     def test_changelog_ends_at_the_version_or_before_it_where_more_is_unreleased(self):
         headings = re.findall(r"^## \[?([\w.]+)", read("CHANGELOG.md"), re.M)
         released = [heading for heading in headings if heading[0].isdigit()]
