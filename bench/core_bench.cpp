@@ -106,12 +106,12 @@ static void BM_gather_scatter(benchmark::State& state) {
     auto pass = workspace.begin_step(cache);
     pass.layer(idle, dense_view(hidden.data(), pass.row_count(), width));
     if (pass.row_count() != response || pass.recomputed().size() != 64)
-      state.SkipWithError("256 rows must flow and 64 be recomputed");
+      state.SkipWithError("256 rows must be in the pass and 64 be recomputed");
   }
-  // Every step adds an update of ones, fresh or cached, to every row in the pass.
+  // Every step adds a delta of ones, fresh or cached, to every row in the pass.
   const auto steps = static_cast<float>(state.iterations());
   if (hidden[0] != steps || hidden[static_cast<std::size_t>(response * width) - 1] != steps)
-    state.SkipWithError("every row must take one update a step");
+    state.SkipWithError("every row must take one delta a step");
   state.SetItemsProcessed(state.iterations() * response);
 }
 BENCHMARK(BM_gather_scatter)->ArgName("width")->Arg(1024)->Arg(4096);

@@ -112,12 +112,12 @@ void run_layer(benchmark::State& state, const std::string& kind, const std::stri
   step();  // the first step of this kind makes room for its rows
   const double before = runner.operations();
   inside = total = 0.0;
-  Index flow = 0;
-  for (auto _ : state) flow = step();
+  Index rows_in_pass = 0;
+  for (auto _ : state) rows_in_pass = step();
   // No token changed, so a cached step gives what the full one gave: to rounding in float32, to the
   // rounding of stored features in bf16.
   const float tolerance = precision == models::Precision::Float32 ? 1e-3F : 0.1F;
-  const float* found = hidden.data() + (flow - response) * width;
+  const float* found = hidden.data() + (rows_in_pass - response) * width;
   for (std::size_t i = 0; i < expected.size(); ++i)
     if (!(std::abs(found[i] - expected[i]) < tolerance)) {
       state.SkipWithError("response rows differ from the uncached layer's");

@@ -128,7 +128,7 @@ std::vector<std::byte> evict_after(Loop& loop, const Job& job, int steps) {
   return memory;
 }
 
-// Goes on where it stopped, in a loop that may be of another process: the same model, policy and
+// Continues where it stopped, in a loop that may be of another process: the same model, policy and
 // options of the policy; the options of decoding are in the snapshot.
 Index resume(Loop& loop, const std::vector<std::byte>& memory, const Job& job) {
   return loop.restore(memory, job.policy);

@@ -18,9 +18,12 @@ struct NearestMasksPolicy {
   Index refresh_interval = 8;
   Index reach = 16;
 
-  PolicyTraits traits(const SequenceShape&) const {  // asked once: refuse bad options here
-    if (refresh_interval < 1 || reach < 1)
-      throw std::invalid_argument("NearestMasksPolicy: both options must be at least 1");
+  static void visit_options(auto& self, auto&& visit) {  // name, member, range, help
+    visit("refresh_interval", self.refresh_interval, steps_or_never, "steps between full forwards");
+    visit("reach", self.reach, at_least(1), "rows from the first masked one that are recomputed");
+  }
+
+  PolicyTraits traits(const SequenceShape&) const {  // asked once
     return {
         .name = "nearest-masks", .needs_block = true, .needs_masked = true, .needs_changed = true};
   }
@@ -43,10 +46,10 @@ static_assert(CachePolicy<NearestMasksPolicy>);
 
 // [verify]
 /// A full forward every 16 steps; in between the active block, and of the other response rows
-/// those whose values turned.
-struct TurnedRowsPolicy {
+/// those whose values changed.
+struct ChangedValuesPolicy {
   PolicyTraits traits(const SequenceShape& shape) const {
-    return {.name = "turned-rows",
+    return {.name = "changed-values",
             .stored_deltas = {shape.prompt, shape.rows()},  // may be verified
             .needs_block = true};
   }
@@ -54,7 +57,7 @@ struct TurnedRowsPolicy {
   void plan(const StepContext& context, StepPlan& plan) const {
     if (context.step % 16 == 0) return plan.recompute(context.live());
     plan.verify(context.response(), context.shape.response - context.active_block().size(), 0.99);
-    plan.recompute(context.active_block());  // the stronger wish
+    plan.recompute(context.active_block());  // more work wins
     const Index prompt = context.shape.prompt;
     plan.recompute({prompt - context.shape.prediction_shift, prompt});  // predicts the first token
   }
@@ -98,7 +101,7 @@ int main(int argc, char** argv) try {
                                   {"dual", DualCachePolicy{}},
                                   {"dkv", DkvDecodePolicy{.refresh_interval = 8}},
                                   {"nearest-masks", NearestMasksPolicy{}},
-                                  {"turned-rows", TurnedRowsPolicy{}}};
+                                  {"changed-values", ChangedValuesPolicy{}}};
   std::printf("%-15s %16s %15s\n", "policy", "rows recomputed", "tokens as none");
   for (const Named& one : all) {
     const Answer answer = generate(runner, one.policy);

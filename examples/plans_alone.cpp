@@ -116,26 +116,27 @@ Run generate(const AnyPolicy& policy, std::vector<std::int32_t> tokens, Index pr
   Device device(rows);
   StepPlanner planner(policy, {.prompt = prompt, .response = rows - prompt}, Device::layers);
   if (!planner.traits().stored_deltas.empty())
-    throw std::invalid_argument("plans_alone: the device keeps keys and values, no updates");
+    throw std::invalid_argument("plans_alone: the device keeps keys and values, no deltas");
   Run run;
-  std::vector<Index> flow;
+  std::vector<Index> in_pass;
   for (Index step = 0; step < rows - prompt; ++step) {
     const Index begin = prompt + step / block_length * block_length;
     const Range block{begin, begin + block_length};
     const StepPlan& plan = planner.begin_step({.block = block, .block_step = step % block_length});
-    flow.clear();
+    in_pass.clear();
     for (Index row = 0; row < rows; ++row)
-      if (plan.rows[static_cast<std::size_t>(row)] != RowAction::Absent) flow.push_back(row);
-    const auto predictions = device.forward(flow, tokens);
+      if (plan.rows[static_cast<std::size_t>(row)] != RowAction::Absent) in_pass.push_back(row);
+    const auto predictions = device.forward(in_pass, tokens);
     planner.commit_step();  // drop_step() where it broke off: the next step recomputes everything
-    run.computed += flow.size();
+    run.computed += in_pass.size();
 
-    std::size_t surest = flow.size();
-    for (std::size_t i = 0; i < flow.size(); ++i)
-      if (block.contains(flow[i]) && tokens[static_cast<std::size_t>(flow[i])] == Device::mask &&
-          (surest == flow.size() || predictions[i].second > predictions[surest].second))
+    std::size_t surest = in_pass.size();
+    for (std::size_t i = 0; i < in_pass.size(); ++i)
+      if (block.contains(in_pass[i]) &&
+          tokens[static_cast<std::size_t>(in_pass[i])] == Device::mask &&
+          (surest == in_pass.size() || predictions[i].second > predictions[surest].second))
         surest = i;
-    tokens[static_cast<std::size_t>(flow[surest])] = predictions[surest].first;
+    tokens[static_cast<std::size_t>(in_pass[surest])] = predictions[surest].first;
   }
   run.tokens = std::move(tokens);
   return run;

@@ -23,18 +23,20 @@ int main() {
                          as_eigen(part.keys).transpose() * as_eigen(part.values);
                  });
   FeatureCache<float> cache({layers, width, width, width}, {.prompt = prompt, .response = response},
-                            DllmCachePolicy{.response_interval = 7, .ratio = 0.25});
+                            balanced_policy());
   Workspace<float> workspace;
-  for (int step = 0; step < 16; ++step) {
-    auto pass = workspace.begin_step(cache);  // the policy decides which rows are in the pass
+  for (Index step = 0; step < response; ++step) {
+    const Index begin = prompt + step / 8 * 8;  // blocks of eight tokens are decoded in turn
+    // The policy decides which rows are in the pass.
+    auto pass = workspace.begin_step(cache, {.block = {begin, begin + 8}});
     RowMajorMatrix<float> x(pass.row_count(), width);  // embed pass.rows() here
     x.setOnes();
     for (Index l = 0; l < layers; ++l) pass.layer(layer, as_view(x));
-  }  // x now holds the hidden states of the rows that flowed: compute logits for the masked ones
+  }  // x now holds the hidden states of these rows: compute logits for the masked ones
   // [readme]
 
   const RowCounts& rows = cache.counts();
   std::printf("%td of %td rows recomputed\n", rows.recomputed,
-              Index{16} * layers * (prompt + response));
-  return rows.recomputed < Index{16} * layers * (prompt + response) ? 0 : 1;
+              response * layers * (prompt + response));
+  return rows.recomputed < response * layers * (prompt + response) ? 0 : 1;
 }

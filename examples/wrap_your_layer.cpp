@@ -137,7 +137,7 @@ Run run_by_hand(const ForeignModel& model, const AnyPolicy& policy, Index respon
       std::size_t place_of_surest = 0;
       std::int32_t token = mask;
       for (Index row = block.begin; row < block.end; ++row) {
-        const std::optional<Index> place = pass.find(row);  // none: the policy lets the row rest
+        const std::optional<Index> place = pass.find(row);  // none: not in this pass
         if (!place || masked[static_cast<std::size_t>(row)] == 0) continue;
         model.logits(as_view(x).middle_rows(*place, 1), as_view(logits));
         Index best = 0;
@@ -148,13 +148,13 @@ Run run_by_hand(const ForeignModel& model, const AnyPolicy& policy, Index respon
         place_of_surest = static_cast<std::size_t>(row);
         token = static_cast<std::int32_t>(best);
       }
-      if (surest == 0.0F) continue;  // all rest: nothing to commit
+      if (surest == 0.0F) continue;  // none was in the pass: nothing to commit
       tokens[place_of_surest] = token;
       masked[place_of_surest] = token == mask;
       changed[place_of_surest] = token != mask;  // tells the policy what to look at
     }
   }
-  return {{tokens.begin() + prompt_rows, tokens.end()}, cache.counts()};
+  return {{tokens.begin() + prompt_rows, tokens.end()}, {cache.counts()}};
 }
 // [by_hand]
 
@@ -193,7 +193,8 @@ int main() {
     return EXIT_FAILURE;
   };
   // Of states of size 10 or so: rounding alone. A row at a wrong place differs by ones.
-  if (!(largest_difference({&model}) < 1e-5F)) return fail("a row depends on which others flow");
+  if (!(largest_difference({&model}) < 1e-5F))
+    return fail("a row depends on which others are in the pass");
   if (by_hand.tokens != cached.tokens || by_hand.rows.recomputed != cached.rows.recomputed)
     return fail("both loops must do the same");
   if (cached.rows.recomputed >= plain.rows.recomputed) return fail("the cache must save rows");

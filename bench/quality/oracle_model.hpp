@@ -47,12 +47,12 @@ struct Correlation {
   }
 };
 
-/// How the change of values goes with that of updates, over the verified rows of one layer.
+/// How the change of values goes with that of deltas, over the verified rows of one layer.
 struct ChangeStatistics {
-  Correlation cosines;  ///< Of the cosine of values and that of updates, fresh against cached.
+  Correlation cosines;  ///< Of the cosine of values and that of deltas, fresh against cached.
 };
 
-/// A model that, before a verified layer of one sequence, also computes what the updates of all its
+/// A model that, before a verified layer of one sequence, also computes what the deltas of all its
 /// response rows would be, and how far they are from the cached ones. For batches of one. Satisfies
 /// DenoisingModel.
 class OracleModel {

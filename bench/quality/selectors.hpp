@@ -25,7 +25,7 @@ enum class Criterion {
   Cosine,          ///< The method: least cosine of fresh and previous value.
   L2,              ///< Largest distance of fresh and previous value.
   Random,          ///< Any rows, seeded.
-  Oracle,          ///< The rows whose true update differs most from the cached one.
+  Oracle,          ///< The rows whose true delta differs most from the cached one.
   LastRecomputed,  ///< Least cosine of the fresh value and that of the row's last recomputation.
 };
 

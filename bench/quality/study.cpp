@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // dllm-study: dllm-eval with other criteria for the rows that are recomputed, and with a measure of
-// how the change of values predicts that of updates. Features are float32.
+// how the change of values predicts that of deltas. Features are float32.
 #include <CLI/CLI.hpp>
 #include <iostream>
 #include <map>
@@ -54,7 +54,7 @@ void declare(CLI::App& app, Options& options) {
       ->capture_default_str()
       ->check(CLI::IsMember(criteria));
   app.add_flag("--measure-changes", options.measures,
-               "Also correlate the cosines of values and of updates (one question at a time, as "
+               "Also correlate the cosines of values and of deltas (one question at a time, as "
                "the oracle)");
   app.add_option("--count", options.count, "Only the first lines of the data")
       ->check(CLI::PositiveNumber);

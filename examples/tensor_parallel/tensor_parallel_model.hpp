@@ -80,7 +80,7 @@ class TensorParallelModel {
         m_attention({.backend = models::Backend::Eigen}, m_team),
         m_rotary(config().heads.head_dim, config().rotary_theta) {}
 
-  /// What this rank's caches hold: the keys and values of its heads, updates of whole rows.
+  /// What this rank's caches hold: the keys and values of its heads, deltas of whole rows.
   [[nodiscard]] dllm_cache::ModelShape shape() const {
     return {config().layers, config().width, config().query_width(), config().kv_width()};
   }

@@ -40,7 +40,7 @@ requires RowSelector<Selector, Scalar, Stored>
 class Workspace;
 
 /// The features of one sequence: per layer keys and values `[T, kv]`, prompt then response, and the
-/// updates `[stored, d]` of the rows whose updates the policy may reuse.
+/// deltas `[stored, d]` of the rows whose deltas the policy may reuse.
 ///
 /// Steps are taken through a Workspace. One thread uses a cache at a time; different caches are
 /// independent. Movable while no pass is open on it; copied only by clone(). Memory comes from the
@@ -97,7 +97,7 @@ class FeatureCache {
     static_cast<void>(detail::named_options(m_planner));  // refused before anything is written
     out.begin("features");
     write_header(out);
-    for_each_stored_run([&](MatrixView<const Stored> run) {
+    for_each_stored_run(*this, m_planner.progress(), [&](MatrixView<const Stored> run) {
       out.array("features", std::span<const Stored>(run.data, element_count(run)));
     });
     out.finish();
@@ -125,8 +125,8 @@ class FeatureCache {
     for (Index* count : {&counts.rows, &counts.values, &counts.recomputed})
       *count = in.number<Index>("counts", 0, most_counted);
     m_planner.mark_stale();  // until all features are there
-    for_each_stored_run({step, stale, computed}, [&](MatrixView<const Stored> run) {
-      in.array("features", std::span<Stored>(writable(run).data, element_count(run)));
+    for_each_stored_run(*this, {step, stale, computed}, [&](MatrixView<Stored> run) {
+      in.array("features", std::span<Stored>(run.data, element_count(run)));
     });
     in.finish();
     m_planner.resume({step, stale, computed});
@@ -163,20 +163,16 @@ class FeatureCache {
 
   /// Keys `[T, kv]` of a layer, rotated, as stored; `0 <= layer < layers` (unchecked), valid until
   /// reset. Rows that no step has computed hold arbitrary values.
-  [[nodiscard]] MatrixView<const Stored> keys(Index layer) const {
-    return {layer_data(layer), rows(), m_model.kv_width, m_model.kv_width};
-  }
+  [[nodiscard]] MatrixView<const Stored> keys(Index layer) const { return keys_in(*this, layer); }
   /// Values `[T, kv]` of a layer; see keys().
   [[nodiscard]] MatrixView<const Stored> values(Index layer) const {
-    return {layer_data(layer) + rows() * m_model.kv_width, rows(), m_model.kv_width,
-            m_model.kv_width};
+    return values_in(*this, layer);
   }
-  /// Rows whose updates are stored.
+  /// Rows whose deltas are stored.
   [[nodiscard]] Range stored_deltas() const { return m_planner.traits().stored_deltas; }
-  /// Updates `[stored_deltas().size(), d]` of a layer; see keys().
+  /// Deltas `[stored_deltas().size(), d]` of a layer; see keys().
   [[nodiscard]] MatrixView<const Stored> deltas(Index layer) const {
-    return {layer_data(layer) + 2 * rows() * m_model.kv_width, stored_deltas().size(),
-            m_model.width, m_model.width};
+    return deltas_in(*this, layer);
   }
 
  private:
@@ -216,22 +212,37 @@ class FeatureCache {
     in.expect("kv_width", m_model.kv_width);
   }
 
-  // Calls `part(rows of one matrix)` for all features that a snapshot holds, in its order.
-  template <class Part>
-  void for_each_stored_run(const StepPlanner::Progress& progress, const Part& part) const {
-    if (progress.stale || !m_planner.traits().keeps_features) return;
-    const Range stored = stored_deltas();
-    for (Index layer = 0; layer < m_model.layers; ++layer)
-      detail::for_each_run(progress.computed, [&](Index begin, Index end) {
-        part(keys(layer).middle_rows(begin, end - begin));
-        part(values(layer).middle_rows(begin, end - begin));
-        const Index first = std::max(begin, stored.begin), last = std::min(end, stored.end);
-        if (first < last) part(deltas(layer).middle_rows(first - stored.begin, last - first));
-      });
+  // The same matrices for this class and Workspace, which may write, and for others, who may not.
+  template <class Self>
+  static auto keys_in(Self& self, Index layer) {
+    return dense_view(self.layer_data(layer), self.rows(), self.m_model.kv_width);
   }
-  template <class Part>
-  void for_each_stored_run(const Part& part) const {
-    for_each_stored_run(m_planner.progress(), part);
+  template <class Self>
+  static auto values_in(Self& self, Index layer) {
+    const Index before = self.rows() * self.m_model.kv_width;
+    return dense_view(self.layer_data(layer) + before, self.rows(), self.m_model.kv_width);
+  }
+  template <class Self>
+  static auto deltas_in(Self& self, Index layer) {
+    const Index before = 2 * self.rows() * self.m_model.kv_width;
+    return dense_view(self.layer_data(layer) + before, self.stored_deltas().size(),
+                      self.m_model.width);
+  }
+
+  // Calls `part(rows of one matrix)` for all features that a snapshot holds, in its order.
+  template <class Self, class Part>
+  static void for_each_stored_run(Self& self, const StepPlanner::Progress& progress,
+                                  const Part& part) {
+    if (progress.stale || !self.m_planner.traits().keeps_features) return;
+    const Range stored = self.stored_deltas();
+    for (Index layer = 0; layer < self.m_model.layers; ++layer)
+      detail::for_each_run(progress.computed, [&](Index begin, Index end) {
+        part(keys_in(self, layer).middle_rows(begin, end - begin));
+        part(values_in(self, layer).middle_rows(begin, end - begin));
+        const Index first = std::max(begin, stored.begin), last = std::min(end, stored.end);
+        if (first < last)
+          part(deltas_in(self, layer).middle_rows(first - stored.begin, last - first));
+      });
   }
 
   static std::size_t element_count(MatrixView<const Stored> dense) {
@@ -263,17 +274,14 @@ class FeatureCache {
 
   [[nodiscard]] Index rows() const { return m_planner.shape().rows(); }
 
-  [[nodiscard]] const Stored* layer_data(Index layer) const {
+  [[nodiscard]] Index layer_offset(Index layer) const {
     const PolicyTraits& traits = m_planner.traits();
-    const Index stride =
-        traits.keeps_features ? layer_elements(m_model, m_planner.shape(), traits) : 0;
-    return m_features.data() + layer * stride;
+    return traits.keeps_features ? layer * layer_elements(m_model, m_planner.shape(), traits) : 0;
   }
-
-  // The owner of the features may write through the views that others only read.
-  static MatrixView<Stored> writable(MatrixView<const Stored> view) {
-    return {const_cast<Stored*>(view.data), view.rows, view.cols, view.stride};
+  [[nodiscard]] const Stored* layer_data(Index layer) const {
+    return m_features.data() + layer_offset(layer);
   }
+  [[nodiscard]] Stored* layer_data(Index layer) { return m_features.data() + layer_offset(layer); }
 
   ModelShape m_model;
   StepPlanner m_planner;

@@ -60,18 +60,18 @@ concept TransformerLayer = ComputesValues<L, Scalar> && ComputesQueriesAndKeys<L
     ComputesDeltas<L, Scalar, Stored>;
 
 /// A layer made of three callables; see make_layer.
-template <class Value, class QueryKey, class Update>
+template <class Value, class QueryKey, class Delta>
 struct CallbackLayer {
   Value value;
   QueryKey query_key;
-  Update delta;
+  Delta delta;
 };
 
 /// Makes a TransformerLayer of three callables (lambdas) with the signatures of ComputesValues,
 /// ComputesQueriesAndKeys and ComputesDeltas; keeps copies of them.
-template <class Value, class QueryKey, class Update>
-[[nodiscard]] CallbackLayer<Value, QueryKey, Update> make_layer(Value value, QueryKey query_key,
-                                                                Update delta) {
+template <class Value, class QueryKey, class Delta>
+[[nodiscard]] CallbackLayer<Value, QueryKey, Delta> make_layer(Value value, QueryKey query_key,
+                                                               Delta delta) {
   return {std::move(value), std::move(query_key), std::move(delta)};
 }
 

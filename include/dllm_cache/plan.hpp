@@ -107,7 +107,7 @@ enum class RowAction : std::uint8_t {
   Absent,  ///< Not in the pass; others see the cached key and value.
   Reuse,   ///< In the pass; every layer adds the cached delta.
   Verify,  ///< In the pass; the value is computed and stored, the rest only if the row is selected.
-  Recompute  ///< In the pass; value, key, query and update are computed.
+  Recompute  ///< In the pass; value, key, query and delta are computed.
 };
 
 /// Similarity threshold of a plan under which every verified row may be selected.
@@ -117,7 +117,8 @@ inline constexpr double no_similarity_threshold = std::numeric_limits<double>::i
 /// in which layers the cache is used at all (outside, every row in the pass is recomputed).
 ///
 /// A policy is given a plan in which every row is absent and `cached_layers` holds all layers, and
-/// says its wishes; the strongest wish for a row wins. `rows` may also be written directly.
+/// asks for actions; of several for a row the one with most work wins. `rows` may also be written
+/// directly.
 struct StepPlan {
   std::vector<RowAction> rows;  ///< One action a row of the sequence.
   Index verify_count = 0;       ///< Rows selected among the verified ones, in every cached layer.
@@ -126,10 +127,10 @@ struct StepPlan {
   Range cached_layers;      ///< Layers in which actions hold.
   std::string_view policy;  ///< Name for messages.
 
-  /// Wishes that `range` be recomputed; throws std::logic_error when it is not within the rows.
+  /// Asks that `range` be recomputed; throws std::logic_error when it is not within the rows.
   void recompute(Range range) { raise(range, RowAction::Recompute, "recompute"); }
 
-  /// Wishes that `range` be verified and its `count` least similar rows recomputed, `count >= 0`,
+  /// Asks that `range` be verified and its `count` least similar rows recomputed, `count >= 0`,
   /// but none that is at least as similar as `threshold` (any number but NaN; a row whose
   /// similarity is NaN is recomputed); throws std::logic_error on a second call in one plan, or a
   /// range not within the rows.
@@ -148,7 +149,7 @@ struct StepPlan {
     m_verifies = true;
   }
 
-  /// Wishes that `range` flow with its cached deltas; throws like recompute().
+  /// Asks that `range` be in the pass with its cached deltas; throws like recompute().
   void reuse(Range range) { raise(range, RowAction::Reuse, "reuse"); }
 
   /// Empties the plan for `row_count` rows and `layers` layers; keeps its memory.

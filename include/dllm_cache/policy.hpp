@@ -17,7 +17,7 @@ namespace dllm_cache::inline v0_1 {
 /// What a policy says about itself once, before the first step.
 struct PolicyTraits {
   std::string_view name;               ///< Short name for messages; must outlive the policy.
-  Range stored_deltas = {};            ///< Rows whose updates it may ever reuse or verify.
+  Range stored_deltas = {};            ///< Rows whose deltas it may ever reuse or verify.
   bool keeps_features = true;          ///< false: it recomputes every row at every step.
   bool needs_block = false;            ///< Wants StepInput::block and block_step.
   bool needs_masked = false;           ///< Wants StepInput::masked.

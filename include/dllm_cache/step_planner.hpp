@@ -198,7 +198,7 @@ class StepPlanner {
     for (Index row = 0; row < rows; ++row) {
       const RowAction action = m_plan.rows[static_cast<std::size_t>(row)];
       if (action > RowAction::Recompute)  // only reached by a policy that writes rows by a cast
-        refuse_row(row, "has no known treatment");
+        refuse_row(row, "has no known action");
       if (action == RowAction::Absent) continue;
       if (!live.contains(row)) refuse_row(row, "is in the pass, but lies after the live rows");
       if (action == RowAction::Verify) ++verified;

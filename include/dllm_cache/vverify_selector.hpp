@@ -66,7 +66,7 @@ concept SelectsRows = requires(S& selector, std::span<const SimilaritySums> sums
 template <class S, class Scalar, class Stored>
 concept RowSelector = std::copyable<S> && AccumulatesSums<S, Scalar, Stored> && SelectsRows<S>;
 
-/// V-verify of dLLM-Cache: the rows whose value turned most against the cached value.
+/// V-verify of dLLM-Cache: the rows whose value changed most against the cached value.
 ///
 /// Rows rank by the cosine of the value rows (all heads as one vector), least similar first, ties
 /// to the lower row, NaN before everything. Fresh values are rounded to the stored type before they

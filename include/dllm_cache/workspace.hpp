@@ -133,7 +133,7 @@ class [[nodiscard]] Pass {
     if (m_open) m_workspace->drop();
   }
 
-  /// Runs one layer over x `[flow(), d]` in place: recomputes, verifies and reuses as planned.
+  /// Runs one layer over x `[row_count(), d]` in place: recomputes, verifies and reuses as planned.
   ///
   /// Throws std::logic_error after the last layer or an error, std::invalid_argument for a
   /// misshapen x (nothing happened), and what the layer throws (all caches are stale then).
@@ -167,7 +167,8 @@ class [[nodiscard]] Pass {
   }
   /// Rows of x that belong to sequence `i`.
   [[nodiscard]] Range packed(Index i = 0) const { return sequence(i).packed; }
-  /// Ascending row numbers of sequence `i` that flow: entry `j` is row `packed(i).begin + j` of x.
+  /// Ascending row numbers of sequence `i` in the pass: entry `j` is row `packed(i).begin + j` of
+  /// x.
   [[nodiscard]] std::span<const Index> rows(Index i = 0) const {
     return slice(m_workspace->m_rows, packed(i));
   }

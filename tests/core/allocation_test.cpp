@@ -108,9 +108,9 @@ TEST_CASE("Allocations: none when a threshold selects more rows than ever before
                                               .similarity_threshold = 0.9999});
   const StepInput input{.block = {6, 10}};
   std::vector<float> start = random.vector<float>(30 * model.width), memory = start;
-  const auto step = [&](Index turned) {
+  const auto step = [&](Index changed) {
     memory = start;
-    for (Index row = 30 - turned; row < 30; row += 2)  // they lie apart
+    for (Index row = 30 - changed; row < 30; row += 2)  // they lie apart
       for (Index col = 0; col < model.width; ++col)
         memory[static_cast<std::size_t>(row * model.width + col)] *= col % 2 == 0 ? -1.0F : 1.0F;
     auto pass = workspace.begin_step(cache, input);
@@ -120,7 +120,7 @@ TEST_CASE("Allocations: none when a threshold selects more rows than ever before
     return static_cast<Index>(pass.recomputed().size());
   };
   step(0);
-  step(0);  // the layer's values hang on the place of a row: all seem to have turned
+  step(0);  // the layer's values depend on the place of a row: all seem to have changed
   const Index few = step(0);
   Index many = 0;
   REQUIRE(allocations([&] { many = step(16); }) == 0);
@@ -182,7 +182,7 @@ TEST_CASE("Allocations: all memory of features and workspace comes from the give
     const std::vector<StepInput> inputs(1);
     std::vector<float> x(static_cast<std::size_t>(25 * model.width));
     for (int i = 0; i < 5; ++i) step<float>(workspace, one, inputs, x, random);
-    // Values and keys, queries, updates; gathered rows in the first verified step, and again in the
+    // Values and keys, queries, deltas; gathered rows in the first verified step, and again in the
     // first that recomputes the prompt too.
     REQUIRE(memory.allocations() == 1 + 3 + 2);
   }

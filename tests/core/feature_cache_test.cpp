@@ -23,7 +23,7 @@ namespace {
 constexpr std::uint64_t seed = 2026;
 
 // Runs a cache beside the plain forward: every row in the pass must be equal at every step, and in
-// steps marked as full every row must flow.
+// steps marked as full every row must be in the pass.
 template <class Scalar, class Stored>
 void require_plain_forward(const AnyPolicy& policy, const SequenceShape& shape, Index layers,
                            Index steps) {
@@ -318,7 +318,7 @@ TEST_CASE("FeatureCache: under block-causal attention later blocks do not exist 
   }
 }
 
-TEST_CASE("FeatureCache: outside the cached layers every flowing row is recomputed",
+TEST_CASE("FeatureCache: outside the cached layers every row in the pass is recomputed",
           "[feature_cache]") {
   const TinyModel<float> model(4, seed);
   const SequenceShape shape{.prompt = 2, .response = 4};
@@ -463,7 +463,7 @@ TEST_CASE("FeatureCache: marked stale, the next step is a plain forward", "[feat
   REQUIRE_FALSE(cache.stale());
 }
 
-TEMPLATE_TEST_CASE("FeatureCache: holds keys and values of every row, updates of reused ones",
+TEMPLATE_TEST_CASE("FeatureCache: holds keys and values of every row, deltas of reused ones",
                    "[feature_cache]", FloatInFloat, FloatInBfloat16, DoubleInDouble) {
   using Stored = typename TestType::Stored;
   using Cache = FeatureCache<typename TestType::Compute, Stored>;

@@ -23,7 +23,7 @@ const TinyModel<float>& model() {
 
 void poison(Matrix<float>& x, Index row, float value) { x.row(row)[1] = value; }
 
-// Rows of `flowed` with a number that is not finite.
+// Rows of `in_pass` with a number that is not finite.
 std::vector<Index> not_finite(const PassRows<float>& in_pass) {
   std::vector<Index> rows;
   for (Index j = 0; j < in_pass.hidden.rows; ++j)
@@ -120,7 +120,7 @@ TEST_CASE(
   const std::vector<Index> selected(pass.recomputed().begin(), pass.recomputed().end());
   CHECK(std::count(selected.begin(), selected.end(), 7) == 1);
   CHECK(selected.size() == 2);
-  // Layers may select other rows, but those that were never selected add finite updates.
+  // Layers may select other rows, but those that were never selected add finite deltas.
   const std::vector<Index> bad = not_finite(in_pass);
   CHECK(std::count(bad.begin(), bad.end(), 7) == 1);
   CHECK(bad.size() < 8);

@@ -350,7 +350,7 @@ TEST_CASE("StepPlanner: fewer layers than one are refused", "[step_planner][refu
                Contains("layers must be at least 1, got 0"));
 }
 
-TEST_CASE("StepPlanner: traits that store updates outside the rows are refused",
+TEST_CASE("StepPlanner: traits that store deltas outside the rows are refused",
           "[step_planner][refusal]") {
   const auto message = [](Range stored) {
     return refused_argument([&] {
@@ -489,7 +489,7 @@ TEST_CASE("StepPlanner: every plan that cannot be carried out is refused with po
                }),
                Contains("scripted: cached_layers must lie in [0, 2), got [2, 1)"));
   REQUIRE_THAT(plan_refusal([](C, StepPlan& plan) { plan.rows[3] = static_cast<RowAction>(4); }),
-               Contains("scripted: row 3 has no known treatment"));
+               Contains("scripted: row 3 has no known action"));
   REQUIRE_THAT(plan_refusal([](C, StepPlan& plan) {
                  plan.verify({1, 4}, 4);
                }),

@@ -122,7 +122,7 @@ void restore_sequence(Bytes& bytes, const AnyPolicy& policy) {
       loop->restore(in, policy);
     });
     if (!loop || loop->sequences() == 0) return;
-    // Features may hold any bits: what comes of NaN is refused by the predictor, and a plan that
+    // Features may hold any bits: what comes of NaN is refused by the sampler, and a plan that
     // needs rows which the snapshot says were never computed by the planner.
     allow<std::runtime_error, std::logic_error>("", [&] { go_on(*loop); });
   });

@@ -23,7 +23,7 @@ class Conan(InFolder):
                 "-c", "tools.cmake.cmaketoolchain:user_presets=",
                 "-c", "tools.cmake.cmaketoolchain:generator=Ninja",
                 "-c", "tools.build:cxxflags=['-O0']")
-            self.assertIn("8 rows flow", output)
+            self.assertIn("8 rows are in the pass", output)
 
 
 if __name__ == "__main__":

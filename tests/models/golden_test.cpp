@@ -187,7 +187,7 @@ TEST_CASE("golden: logits of rows that can be committed are the reference's", "[
   CHECK(compared > 300);
 }
 
-TEST_CASE("golden: cached values, keys and updates are the reference's features", "[golden]") {
+TEST_CASE("golden: cached values, keys and deltas are the reference's features", "[golden]") {
   const Case golden("cache-kp4-kr2-rho05");
   const auto model = golden.load();
   Runner runner(model, 1);

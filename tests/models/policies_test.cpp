@@ -64,7 +64,7 @@ TEST_CASE("Policies: on LLaDA and Dream each published cache gives what its defi
         REQUIRE(worst <= logit_tolerance);
       }
   }
-  // No decision hangs on rounding: with logits as close as that no probability moves by more than
+  // No decision depends on rounding: with logits as close as that no probability moves by more than
   // 1e-4, so none overtakes another that is twice as far.
   INFO("worst difference " << worst);
   CHECK(margin > 2e-4);

@@ -166,13 +166,13 @@ TEST_CASE("dllm-eval: counts and shares are those of dllm-generate's answers", "
   const std::string data = quiz.write_data();
   const Json result = quiz.evaluate(data + coarse);
   std::map<Index, Json> on, off;
-  Index steps = 0, delta = 0, head = 0;
+  Index steps = 0, recomputed = 0, head = 0;
   std::uint64_t operations = 0, uncached_operations = 0;
   for (const Index length : {Index{8}, Index{16}}) {
     const Json& one = on[length] = quiz.generate(length, coarse);
     off[length] = quiz.generate(length, " --no-cache");
     steps += static_cast<Index>(one.at("tokens").size()) * one.at("steps").get<Index>();
-    delta += one.at("rows").at("update").get<Index>();
+    recomputed += one.at("rows").at("update").get<Index>();
     head += one.at("rows").at("head").get<Index>();
     operations += one.at("operations").get<std::uint64_t>();
     uncached_operations += off[length].at("operations").get<std::uint64_t>();
@@ -199,7 +199,7 @@ TEST_CASE("dllm-eval: counts and shares are those of dllm-generate's answers", "
   CHECK(result.at("agreement").get<double>() == Approx(static_cast<double>(agree) / 10));
   CHECK(result.at("steps") == steps);
   CHECK(result.at("forwards") == steps);
-  CHECK(result.at("rows").at("update") == delta);
+  CHECK(result.at("rows").at("update") == recomputed);
   CHECK(result.at("rows").at("head") == head);
   CHECK(result.at("cache_bytes") == 4 * ((14 + 16) * 2 * 64 + 16 * 64) * 4);  // the longest one
   CHECK(result.at("operations") == operations);

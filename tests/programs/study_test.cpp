@@ -74,7 +74,7 @@ TEST_CASE("study: random rows are ascending, seeded, and others at every call", 
   CHECK(verify(one, values, cached, 9) != first);
 }
 
-TEST_CASE("study: the oracle takes the rows whose updates change most", "[study]") {
+TEST_CASE("study: the oracle takes the rows whose deltas change most", "[study]") {
   const auto changes = std::make_shared<study::TrueChanges>();
   changes->squares = {0.5, 3.0, 0.0, 2.0};
   study::Selector oracle = selector_of(Criterion::Oracle);

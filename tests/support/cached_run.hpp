@@ -12,7 +12,7 @@
 
 namespace dllm_cache::testing {
 
-/// Hidden states of the rows of one sequence that flowed in a step.
+/// Hidden states of the rows of one sequence that were in a pass.
 template <class Scalar>
 struct PassRows {
   std::vector<Index> rows;
@@ -62,7 +62,7 @@ PassRows<Scalar> run_step(Workspace<Scalar, Stored>& workspace, FeatureCache<Sca
   return std::move(run_pass(pass, model, {x}, log).front());
 }
 
-/// First row of `flowed` that differs from the same row of `expected` [T, d] in any bit that
+/// First row of `in_pass` that differs from the same row of `expected` [T, d] in any bit that
 /// counts (NaN differs from everything), or none.
 template <class Scalar>
 std::optional<Index> first_difference(const PassRows<Scalar>& in_pass,

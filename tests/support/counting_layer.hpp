@@ -20,8 +20,8 @@ struct LayerRows {
 /// What counting layers saw, and where they are to fail.
 struct CallLog {
   std::vector<LayerRows> layers;        ///< One entry a layer() call of the pass.
-  std::vector<Index> segment_sizes;     ///< Rows of each segment of the last update.
-  std::vector<Index> segment_keys;      ///< Keys of each segment of the last update.
+  std::vector<Index> segment_sizes;     ///< Rows of each segment of the last delta.
+  std::vector<Index> segment_keys;      ///< Keys of each segment of the last delta.
   std::vector<std::int32_t> positions;  ///< Of the last query_key.
   std::string broken_rule;              ///< First broken promise of the library, "" for none.
   Index calls = 0;
@@ -61,16 +61,16 @@ class CountingLayer {
     m_log.layers.back().delta += x.rows;
     m_log.segment_sizes.clear();
     m_log.segment_keys.clear();
-    expect(x.rows > 0 && q.rows == x.rows && u.rows == x.rows, "update: rows");
+    expect(x.rows > 0 && q.rows == x.rows && u.rows == x.rows, "delta: rows");
     Index next = 0;
     for (const Segment<Stored>& segment : segments) {
-      expect(segment.begin == next && segment.end > segment.begin, "update: segments");
-      expect(segment.keys.rows == segment.values.rows && segment.keys.rows > 0, "update: keys");
+      expect(segment.begin == next && segment.end > segment.begin, "delta: segments");
+      expect(segment.keys.rows == segment.values.rows && segment.keys.rows > 0, "delta: keys");
       next = segment.end;
       m_log.segment_sizes.push_back(segment.end - segment.begin);
       m_log.segment_keys.push_back(segment.keys.rows);
     }
-    expect(next == x.rows, "update: segments cover all rows");
+    expect(next == x.rows, "delta: segments cover all rows");
     m_layer.delta(x, q, segments, u);
     fail_if_told(u);
   }

@@ -95,7 +95,7 @@ struct Case {
                                        .response_interval = cache.at("gen_interval_steps"),
                                        .ratio = cache.at("transfer_ratio")};
   }
-  /// Rows that the reference let flow, over all its forwards; 0: not told.
+  /// Rows in all forwards of the reference; 0: not told.
   [[nodiscard]] Index reference_rows() const {
     Index rows = 0;
     if (request.contains("rows_per_forward"))

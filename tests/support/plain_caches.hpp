@@ -64,7 +64,7 @@ class PlainCache {
 };
 
 /// Fast-dLLM, prefix: a full forward per block keeps what lies before it; after that the block and
-/// all behind it flow and nothing more is kept.
+/// all behind it are in the pass and nothing more is kept.
 class PlainPrefixCache final : public PlainCache {
   bool forgets(const PlainStep& at) override { return at.block_step == 0; }
   RowSet rows_in_pass(const PlainStep& at) override {
@@ -237,14 +237,14 @@ PlainRun run_plainly(Model& model, PlainCache& cache, const PlainTask& task) {
     for (at.block_step = 0; !block_ended; ++at.block_step, ++at.step) {
       at.history.push_back(tokens);
       if (cache.forgets(at)) kept.clear();
-      const RowSet flow = cache.rows_in_pass(at);
+      const RowSet in_pass = cache.rows_in_pass(at);
       for (Index row = 0; row < at.rows; ++row)
-        if (flow.count(row) == 0 && kept.count(row) == 0)
+        if (in_pass.count(row) == 0 && kept.count(row) == 0)
           throw std::logic_error("plain cache: a row rests whose keys nobody has");
 
-      const auto count = static_cast<Index>(flow.size());
+      const auto count = static_cast<Index>(in_pass.size());
       std::vector<std::int32_t> ids, positions;
-      for (const Index row : flow) {
+      for (const Index row : in_pass) {
         ids.push_back(tokens[static_cast<std::size_t>(row)]);
         positions.push_back(static_cast<std::int32_t>(row));
       }
@@ -257,7 +257,7 @@ PlainRun run_plainly(Model& model, PlainCache& cache, const PlainTask& task) {
         layer.query_key(x.view(), positions, q.view(), k.view());
         Matrix<float> keys = kept_keys[number], values = kept_values[number];
         Index place = 0;
-        for (const Index row : flow) {
+        for (const Index row : in_pass) {
           std::copy_n(k.row(place), k.cols, keys.row(row));
           std::copy_n(v.row(place++), v.cols, values.row(row));
         }
@@ -276,7 +276,7 @@ PlainRun run_plainly(Model& model, PlainCache& cache, const PlainTask& task) {
       };
       std::vector<Best> found;
       Index place = 0;
-      for (const Index from : flow) {
+      for (const Index from : in_pass) {
         const Index row = from + at.shift;
         const Index here = place++;
         if (row < at.prompt || row >= at.end || tokens[static_cast<std::size_t>(row)] != at.mask)
@@ -322,7 +322,7 @@ PlainRun run_plainly(Model& model, PlainCache& cache, const PlainTask& task) {
                                                        tokens.begin() + at.end, at.mask) == 0
                                           : at.block_step + 1 == task.steps_per_block;
       for (const Index row : cache.keeps(at, block_ended)) {
-        if (flow.count(row) == 0) {
+        if (in_pass.count(row) == 0) {
           if (kept.count(row) == 0) throw std::logic_error("plain cache: keeps what nobody has");
           continue;  // carried over
         }
@@ -333,7 +333,7 @@ PlainRun run_plainly(Model& model, PlainCache& cache, const PlainTask& task) {
         }
       }
       run.tokens.push_back(tokens);
-      run.in_pass.push_back(flow);
+      run.in_pass.push_back(in_pass);
     }
   }
   return run;

@@ -11,7 +11,7 @@
 namespace dllm_cache::testing {
 
 /// dLLM-Cache a second time, written from the description of the method alone: every row is carried
-/// through every layer, every row has its key, value and update kept, nothing is shared with the
+/// through every layer, every row has its key, value and delta kept, nothing is shared with the
 /// library but the layers. Rounds to Stored what it keeps.
 template <class Scalar, class Stored = Scalar>
 class PlainDllmCache {
@@ -66,7 +66,7 @@ class PlainDllmCache {
     layer.value(x.view(), v.view());
     layer.query_key(x.view(), positions, q.view(), k.view());
 
-    std::vector<Index> fresh;  // rows whose key and update are computed in this layer
+    std::vector<Index> fresh;  // rows whose key and delta are computed in this layer
     if (prompt_due)
       for (Index row = 0; row < m_shape.prompt; ++row) fresh.push_back(row);
     if (response_due)

@@ -87,7 +87,7 @@ class PlainFeatures {
     ++m_step;
   }
 
-  /// Rows that flow, ascending.
+  /// Rows in the pass, ascending.
   [[nodiscard]] static std::vector<Index> rows_in_pass(const StepPlan& plan) {
     std::vector<Index> rows;
     for (std::size_t row = 0; row < plan.rows.size(); ++row)

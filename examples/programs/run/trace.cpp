@@ -80,8 +80,8 @@ void Trace::write(const std::filesystem::path& path) const {
     for (const auto& [place, layer] : group.front()->layers) {
       const std::string name = prefix + "step" + std::to_string(place.first) + ".layer" +
                                std::to_string(place.second) + ".";
-      const auto at = [&place = place](const Sequence& s) -> const Layer& {
-        return s.layers.at(place);
+      const auto at = [&where = place](const Sequence& s) -> const Layer& {
+        return s.layers.at(where);
       };
       add<std::uint8_t>(writer, name + "treatment", models::TensorType::U8, {batch},
                         gather([&](const Sequence& s) { return &at(s).action; }));

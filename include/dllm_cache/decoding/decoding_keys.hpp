@@ -144,8 +144,8 @@ void for_each_parallel_rule(const Visit& visit) {
                           ", got ", *eps);
   const std::vector<OptionInfo> keys = decoding_keys();
   for (const auto& [key, text] : values) {
-    const bool known = std::any_of(keys.begin(), keys.end(),
-                                   [&key = key](const OptionInfo& one) { return one.key == key; });
+    const bool known = std::any_of(
+        keys.begin(), keys.end(), [&name = key](const OptionInfo& one) { return one.key == name; });
     if (!known) base::refuse_argument("decoding has no option ", key);
     set_option(options, key, text, "decoding");
   }

@@ -270,12 +270,13 @@ class DenoisingLoop {
     return held;
   }
 
-  [[nodiscard]] const Slot& slot(Index id) const {
+  [[nodiscard]] std::size_t place_of(Index id) const {
     if (id < 0 || id >= sequences())
       base::refuse_argument("DenoisingLoop: sequence must be in [0, ", sequences(), "), got ", id);
-    return *m_slots[static_cast<std::size_t>(id)];
+    return static_cast<std::size_t>(id);
   }
-  [[nodiscard]] Slot& slot(Index id) { return const_cast<Slot&>(std::as_const(*this).slot(id)); }
+  [[nodiscard]] const Slot& slot(Index id) const { return *m_slots[place_of(id)]; }
+  [[nodiscard]] Slot& slot(Index id) { return *m_slots[place_of(id)]; }
 
   Model* m_model;
   std::pmr::memory_resource* m_resource;

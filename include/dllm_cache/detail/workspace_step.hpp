@@ -55,16 +55,16 @@ void Workspace<Scalar, Stored, Selector>::pack_rows() {
   }
   reserve_scratch();
   // Every list of this step is at most this long: after this no layer makes one grow.
-  const std::size_t flow = m_rows.size();
-  m_value_rows.reserve(flow);
-  m_verified.reserve(flow);
-  m_sums.reserve(flow);
-  m_selected.reserve(flow);
-  m_recompute.resize(flow);
-  m_recompute_rows.reserve(flow);
-  m_recomputed.reserve(flow);
-  m_positions.reserve(flow);
-  m_segments.reserve(flow);
+  const std::size_t in_pass = m_rows.size();
+  m_value_rows.reserve(in_pass);
+  m_verified.reserve(in_pass);
+  m_sums.reserve(in_pass);
+  m_selected.reserve(in_pass);
+  m_recompute.resize(in_pass);
+  m_recompute_rows.reserve(in_pass);
+  m_recomputed.reserve(in_pass);
+  m_positions.reserve(in_pass);
+  m_segments.reserve(in_pass);
 }
 
 template <ComputeScalar Scalar, StoredScalar Stored, class Selector>
@@ -82,13 +82,13 @@ void Workspace<Scalar, Stored, Selector>::run_layer(Layer& layer, Index number,
   choose_recompute_rows();
   MatrixView<Scalar> u;
   if (const auto rows = static_cast<Index>(m_recompute_rows.size()); rows > 0) {
-    const MatrixView<const Scalar> in_pass = gather(x, m_recompute_rows);
+    const MatrixView<const Scalar> chosen = gather(x, m_recompute_rows);
     const MatrixView<Scalar> q = m_queries.view(rows, model.query_width);
     const MatrixView<Scalar> k = m_kv.view(rows, model.kv_width);  // fresh values are stored by now
-    layer.query_key(in_pass, std::span<const std::int32_t>(m_positions), q, k);
+    layer.query_key(chosen, std::span<const std::int32_t>(m_positions), q, k);
     store_keys(k, number);
     u = m_deltas.view(rows, model.width);
-    layer.delta(in_pass, MatrixView<const Scalar>(q), std::span<const Segment<Stored>>(m_segments),
+    layer.delta(chosen, MatrixView<const Scalar>(q), std::span<const Segment<Stored>>(m_segments),
                 u);
   }
   add_deltas(x, u, number);
@@ -121,7 +121,7 @@ requires RowSelector<Selector, Scalar, Stored>
 void Workspace<Scalar, Stored, Selector>::store_values(MatrixView<const Scalar> v, Index layer) {
   std::size_t place = 0;  // in m_value_rows and v
   for (Sequence& sequence : m_sequences) {
-    const MatrixView<Stored> values = Cache::writable(sequence.cache->values(layer));
+    const MatrixView<Stored> values = Cache::values_in(*sequence.cache, layer);
     Index verified = sequence.verified.begin;
     while (place < m_value_rows.size() && m_value_rows[place] < sequence.packed.end) {
       const Index packed = m_value_rows[place];
@@ -201,13 +201,13 @@ requires RowSelector<Selector, Scalar, Stored>
 void Workspace<Scalar, Stored, Selector>::store_keys(MatrixView<const Scalar> k, Index layer) {
   m_segments.clear();
   for (const Sequence& sequence : m_sequences) {
-    const Cache& cache = *sequence.cache;
+    Cache& cache = *sequence.cache;
     const SequenceShape shape = cache.shape();
-    const MatrixView<const Stored> keys = cache.keys(layer);
+    const MatrixView<Stored> keys = Cache::keys_in(cache, layer);
     const MatrixView<const Stored> values = cache.values(layer);
     for (Index place = sequence.recomputed.begin; place < sequence.recomputed.end; ++place) {
       const Index row = m_recomputed[static_cast<std::size_t>(place)];
-      base::convert_row(k.row(place), Cache::writable(keys).row(row), k.cols);
+      base::convert_row(k.row(place), keys.row(row), k.cols);
       // Rows that see the same keys share a segment: all of a sequence, unless attention is causal
       // over blocks.
       const Index seen = shape.key_end(row);
@@ -227,7 +227,7 @@ void Workspace<Scalar, Stored, Selector>::add_deltas(MatrixView<Scalar> x,
   Index place = 0;  // in u
   for (const Sequence& sequence : m_sequences) {
     const Range stored = sequence.cache->stored_deltas();
-    const MatrixView<Stored> deltas = Cache::writable(sequence.cache->deltas(layer));
+    const MatrixView<Stored> deltas = Cache::deltas_in(*sequence.cache, layer);
     for (Index packed = sequence.packed.begin; packed < sequence.packed.end; ++packed) {
       const Index row = row_of(packed);
       if (m_recompute[static_cast<std::size_t>(packed)] == 0) {
@@ -259,13 +259,13 @@ void Workspace<Scalar, Stored, Selector>::reserve_scratch() {
     }
     selected += plan.verify_count;
   }
-  const auto flow = static_cast<Index>(m_rows.size());
-  const Index deltas = all_cached ? recomputed + selected : flow;
-  if (!all_cached) values = flow;  // outside its cached layers a plan recomputes all
+  const auto in_pass = static_cast<Index>(m_rows.size());
+  const Index deltas = all_cached ? recomputed + selected : in_pass;
+  if (!all_cached) values = in_pass;  // outside its cached layers a plan recomputes all
   m_kv.ensure(values * model.kv_width);
   m_queries.ensure(deltas * model.query_width);
   m_deltas.ensure(deltas * model.width);
-  if (recomputed < flow) m_gathered.ensure(values * model.width);  // else all lie together
+  if (recomputed < in_pass) m_gathered.ensure(values * model.width);  // else all lie together
 }
 
 // Hands out the rows themselves where they lie together, a gathered copy of them otherwise.

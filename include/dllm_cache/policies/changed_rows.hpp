@@ -15,7 +15,7 @@ namespace dllm_cache::inline v0_1 {
 /// repository would read logits of a row that rests); a change seen by a full forward counts as a
 /// change; keys are kept per key head, not per query head.
 struct ChangedRowsPolicy {
-  /// Steps for which a changed row goes on flowing, 0 to 65534; `cache_keep_active` (default 0).
+  /// Steps for which a changed row stays in the pass, 0 to 65534; `cache_keep_active` (default 0).
   Index keep_active = 0;
   /// Steps between full forwards, at least 1, or `never`; `cache_refresh` (0 there means never, the
   /// default).

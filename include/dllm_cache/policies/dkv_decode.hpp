@@ -9,11 +9,11 @@ namespace dllm_cache::inline v0_1 {
 /// llada_dkv_cache_decode.py and dream_generation_utils.py).
 ///
 /// A decoded token is in the pass once more as itself, then its keys and values are kept; masked
-/// rows always flow. Without a shifted head the first two steps of a block and every
+/// rows always are. Without a shifted head the first two steps of a block and every
 /// `refresh_interval`-th recompute everything; with one (variant `un`) every `refresh_interval`-th
 /// step of the generation, and a row is kept once the token that it predicts is unmasked (the last
 /// row, which predicts none, always). Differs in work only: keys and values lie in place, so the
-/// repository's delayed store is the row's flowing once more. Its prefill, PD and greedy variants
+/// repository's delayed store is one more pass of the row. Its prefill, PD and greedy variants
 /// are not here.
 struct DkvDecodePolicy {
   /// Steps between full forwards, at least 1 (nothing is reused), or `never`;

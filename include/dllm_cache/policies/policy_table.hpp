@@ -160,10 +160,11 @@ class PolicyTable {
       return with_values(name, defaults, values);
     };
     made.describe = [name = made.policy, defaults](const OptionValues& values) {
-      std::vector<OptionInfo> options;
+      const P held = with_values(name, defaults, values);
       if constexpr (VisitsOptions<P>)
-        options = describe_options(with_values(name, defaults, values));
-      return options;
+        return describe_options(held);
+      else
+        return std::vector<OptionInfo>();
     };
     m_entries.push_back(std::move(made));
     return *this;

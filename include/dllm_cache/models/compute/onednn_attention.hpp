@@ -107,8 +107,8 @@ class OneDnnAttentionIn {
     if (found != worker.pairs.end()) return found->second;
     constexpr std::size_t most = 128;  // sequences of ever new lengths must not fill the memory
     if (worker.pairs.size() >= most) worker.pairs.clear();
-    const auto [block, keys, dim] = key;
-    return try_onednn("making an attention", [&, block = block, keys = keys, dim = dim]() -> Pair& {
+    const Index block = std::get<0>(key), keys = std::get<1>(key), dim = std::get<2>(key);
+    return try_onednn("making an attention", [&]() -> Pair& {
       Pair pair{make_product(worker, block, dim, keys, {1, dim}),
                 make_product(worker, block, keys, dim, {dim, 1})};
       return worker.pairs.emplace(key, std::move(pair)).first->second;
