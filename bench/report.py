@@ -44,23 +44,24 @@ def generate_rows(medians):
 def generation_table(medians):
     """Seconds a step and ratios of whole generations."""
     lines = [
-        "| setting | precision, backend | uncached step | cached step | faster | fewer operations "
-        "| share of peak, uncached / verified | features | runs |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| tokens | precision | backend | uncached step | cached step | faster | operations saved "
+        "| share of peak, uncached | share of peak, verified | peak | features | runs |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for (setting, precision, backend), run in generate_rows(medians):
         lines.append(
-            f"| {setting} | {precision}, {backend} | {run['uncached_s']:.3f} s "
+            f"| {setting} | {precision} | {backend} | {run['uncached_s']:.3f} s "
             f"| {run['cached_s']:.3f} s | {run['wall_ratio']:.1f}x | {run['ops_ratio']:.1f}x "
-            f"| {run['uncached_peak_share']:.0%} / {run['verify_peak_share']:.0%} "
-            f"of {run['peak_gflops']:.0f} GFLOP/s | {run['cache_bytes'] / 2**20:.0f} MiB "
+            f"| {run['uncached_peak_share']:.0%} | {run['verify_peak_share']:.0%} "
+            f"| {run['peak_gflops']:.0f} GFLOP/s | {run['cache_bytes'] / 2**20:.0f} MiB "
             f"| {run['repeated']} |")
     return lines
 
 
 def layer_table(medians):
     """One layer's step at full width: milliseconds and the share outside the callbacks."""
-    lines = ["| layer | step | float32 | bf16 | outside the callbacks |", "|---|---|---|---|---|"]
+    lines = ["| layer | step | float32 | bf16 | outside the callbacks, float32 | the same, bf16 |",
+             "|---|---|---|---|---|---|"]
     for name, wide in medians.items():
         if not name.startswith("layer/") or not name.endswith("/f32"):
             continue
@@ -68,21 +69,21 @@ def layer_table(medians):
         narrow = medians.get(name[:-3] + "bf16")
         lines.append(
             f"| {shape} | {kind.replace('_', ' ')} | {wide['real_time']:.1f} ms "
-            f"| {narrow['real_time']:.1f} ms | {wide['outside_share']:.1%} / "
+            f"| {narrow['real_time']:.1f} ms | {wide['outside_share']:.1%} | "
             f"{narrow['outside_share']:.1%} |")
     return lines
 
 
 def selector_table(medians):
-    """Bytes a second of the selector beside its raw twin."""
-    lines = ["| rows x width | select and store | raw twin | share |", "|---|---|---|---|"]
+    """Bytes a second of the selector beside its baseline."""
+    lines = ["| rows | width | select and store | baseline | share |", "|---|---|---|---|---|"]
     for name, run in medians.items():
         twin = medians.get(name.replace("BM_select/", "BM_select_raw/"))
         if not name.startswith("BM_select/") or twin is None:
             continue
         rows, width = (part.split(":")[1] for part in name.split("/")[1:3])
         fast, raw = run["bytes_per_second"] * 1e-9, twin["bytes_per_second"] * 1e-9
-        lines.append(f"| {rows} x {width} | {fast:.0f} GB/s | {raw:.0f} GB/s | {fast / raw:.0%} |")
+        lines.append(f"| {rows} | {width} | {fast:.0f} GB/s | {raw:.0f} GB/s | {fast / raw:.0%} |")
     return lines
 
 
@@ -138,7 +139,7 @@ def main():
     options = parser.parse_args()
     medians, context = read_medians(options.json)
     lines = [f"{context['num_cpus']} processors; medians of all runs, five or more where nothing else "
-             "is said. Time outside the callbacks: float32 / bf16, as shares of the step."]
+             "is said. Time outside the callbacks is a share of the step."]
     for table in (generation_table, layer_table, selector_table):
         rows = table(medians)
         if len(rows) > 2:

@@ -12,10 +12,14 @@ import pathlib
 
 import study
 
-SHOWN_NAMES = {"none": "`exact`: none", "dllm-cache": "dLLM-Cache as published, 100 / 7 / 0.25",
-               "balanced": "`balanced`: dLLM-Cache, 100 / 32 / 0.25, active block recomputed, rows left "
-                           "alone from 0.99",
-               "dual": "`fastest`: dual cache"}
+SHOWN_NAMES = {"none": "`exact`: no cache", "balanced": "`balanced`: block-verify",
+               "dual": "`fastest`: dual cache", "dllm-cache": "dLLM-Cache as published"}
+NAMES = {"none": "none (uncached)", "dllm-cache": "dLLM-Cache as published",
+         "balanced": "`balanced`: block-verify", "dual": "`fastest`: dual cache",
+         "block-verify-7": "block-verify, response refreshed every 7 steps, no threshold"}
+CRITERIA = {"cosine": "lowest cosine (the method)", "l2": "largest distance", "random": "random rows",
+            "last-recomputed": "lowest cosine with the value at the last recomputation",
+            "oracle": "oracle: largest change of the delta"}
 COLOURS = {"none": "#555555", "dllm-cache": "#d55e00", "block": "#009e73", "dual": "#0072b2",
            "other": "#cc79a7"}
 
@@ -75,33 +79,61 @@ def points(result):
             f"{100 * paired['high']:+.1f}]")
 
 
-def answers_table(results, part):
+def words_of(decoding):
+    """What a decoding is called in tables."""
+    return "one token a step" if decoding == "one" else decoding.replace("-", " ")
+
+
+def option(name):
+    """A column that shows an option of the policy."""
+    def shown(_, result):
+        value = result["settings"]["policy_options"][name]
+        return value if isinstance(value, str) else f"{value:g}"
+    return shown
+
+
+def first_layer(_, result):
+    """A column that says what becomes of layer 0."""
+    fresh = result["settings"]["policy_options"]["refresh_first_layer"]
+    return "recomputed" if fresh else "cached"
+
+
+def policy_name(setting, _):
+    """A column with the policy in words."""
+    return NAMES.get(setting, setting)
+
+
+def table(columns, rows):
+    """A Markdown table."""
+    return ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|",
+            *("| " + " | ".join(row) + " |" for row in rows)]
+
+
+def answers_table(results, part, factors=(("policy", policy_name),)):
     """Accuracy, difference, agreement and cost of each run of a part."""
-    lines = ["| cache | decoding | questions | exact match, % [95 %] | points against uncached "
-             "[95 %] | better / worse | same answer, % | fewer operations, same decoding | fewer "
-             "than uncached one by one |",
-             "|---|---|---|---|---|---|---|---|---|"]
+    columns = [*(title for title, _ in factors), "decoding", "questions", "right, % [95 %]",
+               "difference, points [95 %]", "gained / lost", "same answer, %",
+               "operations saved, same decoding", "operations saved"]
+    rows = []
     for setting, decoding, result in of_part(results, part):
         low, high = result["intervals"]["exact_match"]
         paired = result.get("paired", {}) if setting != "none" else {}
-        against = (f"{points(result)} | {paired['better']} / {paired['worse']} "
-                   f"| {percent(result['agreement'])}" if paired else " | | ")
-        lines.append(
-            f"| {setting} | {decoding.replace('-', ' ')} | {result['count']} "
-            f"| {percent(result['exact_match'])} [{percent(low)}, {percent(high)}] "
-            f"| {against} "
-            f"| {uncached(result)['operations'] / result['operations']:.1f}x "
-            f"| {saved(f'{part}/{setting}-{decoding}', results):.1f}x |")
-    return lines
+        against = ([points(result), f"{paired['better']} / {paired['worse']}",
+                    percent(result["agreement"])] if paired else ["", "", ""])
+        rows.append([*(value(setting, result) for _, value in factors), words_of(decoding),
+                     str(result["count"]),
+                     f"{percent(result['exact_match'])} [{percent(low)}, {percent(high)}]", *against,
+                     f"{uncached(result)['operations'] / result['operations']:.1f}x",
+                     f"{saved(f'{part}/{setting}-{decoding}', results):.1f}x"])
+    return table(columns, rows)
 
 
 def short_answers_table(results):
     """What the README shows: the main settings in few columns."""
-    lines = ["| policy | decoding | questions | exact match, % (uncached on the same) "
-             "| points against uncached [95 %] | same answer, % "
-             "| fewer operations than uncached one by one |",
-             "|---|---|---|---|---|---|---|"]
-    for decoding, words in (("one", "one token a step"), (study.FAST, "threshold 0.995")):
+    columns = ["policy", "decoding", "questions", "right, %", "uncached, same questions, %",
+               "difference, points [95 %]", "same answer, %", "operations saved"]
+    rows = []
+    for decoding in ("one", study.FAST):
         for setting, title in SHOWN_NAMES.items():
             name = next((name for part in ("main", "policies")
                          if (name := f"{part}/{setting}-{decoding}") in results), None)
@@ -110,49 +142,47 @@ def short_answers_table(results):
             result = results[name]
             plain, against, same = "", "", ""
             if setting != "none":
-                plain = f" ({percent(uncached(result)['exact_match'])})"
+                plain = percent(uncached(result)["exact_match"])
                 against, same = points(result), percent(result["agreement"])
-            lines.append(f"| {title} | {words} | {result['count']} "
-                         f"| {percent(result['exact_match'])}{plain} | {against} | {same} "
-                         f"| {saved(name, results):.1f}x |")
-    return lines
+            rows.append([title, words_of(decoding), str(result["count"]),
+                         percent(result["exact_match"]), plain, against, same,
+                         f"{saved(name, results):.1f}x"])
+    return table(columns, rows)
 
 
 def tasks_table(results):
-    """Exact match by task in the main part."""
-    lines = ["| cache | decoding | from | get | json |", "|---|---|---|---|---|"]
-    for setting, decoding, result in of_part(results, "main"):
-        shares = " | ".join(percent(result["tasks"][task]["exact_match"])
-                            for task in ("from", "get", "json"))
-        lines.append(f"| {setting} | {decoding.replace('-', ' ')} | {shares} |")
-    return lines
+    """Right answers by task in the main part."""
+    return table(["policy", "decoding", "from", "get", "json"],
+                 [[policy_name(setting, result), words_of(decoding),
+                   *(percent(result["tasks"][task]["exact_match"])
+                     for task in ("from", "get", "json"))]
+                  for setting, decoding, result in of_part(results, "main")])
 
 
 def timing_table(results):
     """Seconds a question."""
-    lines = ["| cache | decoding | seconds a question | faster than uncached one by one |",
-             "|---|---|---|---|"]
     plain = results.get("timing/none-one")
+    rows = []
     for setting, decoding, result in of_part(results, "timing"):
         seconds = result["seconds"] / result["count"]
-        lines.append(f"| {setting} | {decoding.replace('-', ' ')} | {seconds:.3f} "
-                     f"| {plain['seconds'] / plain['count'] / seconds:.1f}x |")
-    return lines
+        rows.append([policy_name(setting, result), words_of(decoding), f"{seconds:.3f}",
+                     f"{plain['seconds'] / plain['count'] / seconds:.1f}x"])
+    return table(["policy", "decoding", "seconds a question", "faster"], rows)
 
 
-def short_table(results, part, title):
-    """Accuracy and cost of a sweep, one line a run."""
-    lines = [f"| {title} | exact match, % | points against uncached [95 %] | same answer, % "
-             "| fewer operations |", "|---|---|---|---|---|"]
-    for setting, _, result in of_part(results, part):
-        lines.append(f"| {setting} | {percent(result['exact_match'])} | {points(result)} "
-                     f"| {percent(result.get('agreement', 1))} "
-                     f"| {uncached(result)['operations'] / result['operations']:.1f}x |")
-    return lines
+def short_table(results, part, factors):
+    """Accuracy and cost of a sweep, one line a run and one column a factor."""
+    return table([*(title for title, _ in factors), "right, %", "difference, points [95 %]",
+                  "same answer, %", "operations saved"],
+                 [[*(value(setting, result) for _, value in factors),
+                   percent(result["exact_match"]), points(result),
+                   percent(result.get("agreement", 1)),
+                   f"{uncached(result)['operations'] / result['operations']:.1f}x"]
+                  for setting, _, result in of_part(results, part)])
 
 
 def correlation_table(results):
-    """How the similarity of values goes with that of updates."""
+    """How the similarity of values goes with that of deltas."""
     changes = next((result["changes"] for _, _, result in of_part(results, "correlation")), None)
     if not changes:
         return []
@@ -162,27 +192,35 @@ def correlation_table(results):
             "| correlation | " + " | ".join(cells) + f" | {changes['all']:.2f} |"]
 
 
+PROMPT = ("prompt interval", option("prompt_interval"))
+RESPONSE = ("response interval", option("response_interval"))
+RATIO = ("ratio", option("ratio"))
+FIRST = ("layer 0", first_layer)
+SIMILAR = ("similarity threshold", option("similarity_threshold"))
+CRITERION = ("rows selected by", lambda setting, _: CRITERIA[setting.rsplit("-", 1)[0]])
+
 SECTIONS = [
-    ("Main settings", lambda r: answers_table(r, "main")),
-    ("Exact match by task, %", tasks_table),
+    ("The recommended policies", lambda r: answers_table(r, "main")),
+    ("Right answers by task, %", tasks_table),
     ("Seconds", timing_table),
     ("Every policy", lambda r: answers_table(r, "policies")),
-    ("Thresholds", lambda r: answers_table(r, "thresholds")),
-    ("dLLM-Cache with the active block: K_r, ratio, layer 0 refreshed first or cached as all",
-     lambda r: short_table(r, "block", "K_r - ratio - layer 0")),
-    ("What selects the rows", lambda r: short_table(r, "criteria", "criterion - ratio")),
-    ("Correlation of the cosines of values and updates", correlation_table),
-    ("Share of rows", lambda r: short_table(r, "ratio", "ratio - layer 0")),
-    ("Intervals", lambda r: short_table(r, "grid", "K_p - K_r - ratio")),
-    ("Similarity threshold in place of a share, ratio 0.5 at most",
-     lambda r: short_table(r, "similar", "left alone from")),
-    ("Similarity threshold with the active block, K_r 32, ratio 0.25: left alone from - layer 0 "
-     "refreshed first or cached as all", lambda r: answers_table(r, "left-alone")),
+    ("Thresholds of parallel decoding", lambda r: answers_table(r, "thresholds")),
+    ("block-verify without a similarity threshold, prompt interval 100",
+     lambda r: short_table(r, "block", (RESPONSE, RATIO, FIRST))),
+    ("What selects the rows, dLLM-Cache 100 / 7",
+     lambda r: short_table(r, "criteria", (CRITERION, RATIO))),
+    ("Correlation of the cosines of values and deltas", correlation_table),
+    ("Share of rows, dLLM-Cache 100 / 7", lambda r: short_table(r, "ratio", (RATIO, FIRST))),
+    ("Intervals of dLLM-Cache", lambda r: short_table(r, "grid", (PROMPT, RESPONSE, RATIO))),
+    ("Similarity threshold alone: 100 / 7, ratio 0.5, active block verified like the rest",
+     lambda r: short_table(r, "similar", (SIMILAR,))),
+    ("block-verify 100 / 32, ratio 0.25: similarity threshold and layer 0",
+     lambda r: answers_table(r, "left-alone", (SIMILAR, FIRST))),
 ]
 
 
 def kind_of(setting, part):
-    if setting in ("balanced", "careful") or part in ("block", "left-alone"):
+    if setting in ("balanced", "block-verify-7") or part in ("block", "left-alone"):
         return "block"
     if setting in COLOURS:
         return setting
@@ -193,7 +231,7 @@ def draw_frontier(plt, results, path):
     """Exact match against operations, all runs of answers."""
     figure, axis = plt.subplots(figsize=(7.5, 4.2))
     names = {"none": "uncached", "dllm-cache": "dLLM-Cache, published", "block":
-             "dLLM-Cache with the active block", "dual": "dual cache", "other": "other policies"}
+             "block-verify", "dual": "dual cache", "other": "other policies"}
     seen = set()
     for name, result in results.items():
         part, setting, decoding = split(name)
@@ -215,8 +253,8 @@ def draw_frontier(plt, results, path):
     ticks = [1, 2, 3, 5, 8, 12, 20, 30]
     axis.set_xticks(ticks, [f"{t}x" for t in ticks])
     axis.set_xticks([], minor=True)
-    axis.set_xlabel("fewer operations than uncached, one token a step")
-    axis.set_ylabel("exact match, %")
+    axis.set_xlabel("operations saved, against uncached with one token a step")
+    axis.set_ylabel("right answers, %")
     axis.set_ylim(0, 100)
     axis.spines[["top", "right"]].set_visible(False)
     axis.legend(frameon=False, fontsize=8, loc="lower left")
@@ -229,13 +267,13 @@ def draw_ratio(plt, results, path):
     curves = {}
     for setting, _, result in of_part(results, "ratio"):
         ratio, layers = setting.rsplit("-", 1)
-        label = "published, layer 0 " + ("refreshed" if layers == "first" else "cached")
+        label = "dLLM-Cache, layer 0 " + ("recomputed" if layers == "first" else "cached")
         curves.setdefault(label, []).append((float(ratio), 100 * result["exact_match"]))
     for setting, _, result in of_part(results, "block"):
         response, ratio, layers = setting.split("-")
         if response == "7":
-            label = "with the active block, layer 0 " + ("refreshed" if layers == "first"
-                                                         else "cached")
+            label = "block-verify, layer 0 " + ("recomputed" if layers == "first"
+                                                else "cached")
             curves.setdefault(label, []).append((float(ratio), 100 * result["exact_match"]))
     if not curves:
         return
@@ -243,7 +281,7 @@ def draw_ratio(plt, results, path):
     for (label, dots), colour in zip(curves.items(), ("#d55e00", "#e69f00", "#009e73", "#56b4e9")):
         axis.plot(*zip(*sorted(dots)), "o-", label=label, color=colour, markersize=4)
     axis.set_xlabel("share of verified rows that are recomputed")
-    axis.set_ylabel("exact match, %")
+    axis.set_ylabel("right answers, %")
     axis.set_ylim(0, 100)
     axis.spines[["top", "right"]].set_visible(False)
     axis.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(0.12, 0.5))

@@ -33,10 +33,13 @@ FAST = "threshold-0.995"  # the threshold that keeps most answers
 
 
 def cache(prompt=100, response=7, ratio=0.25, first=True, block=False, similar="none"):
-    """Options of dLLM-Cache."""
-    return ["--policy", "dllm-cache", "--prompt-interval", str(prompt), "--response-interval",
-            str(response), "--ratio", str(ratio), "--refresh-first-layer", str(first).lower(),
-            "--recompute-block", str(block).lower(), "--similarity-threshold", str(similar)]
+    """Options of dLLM-Cache, or of block-verify with what the published method does not have."""
+    shared = ["--prompt-interval", str(prompt), "--response-interval", str(response), "--ratio",
+              str(ratio), "--refresh-first-layer", str(first).lower()]
+    if not block and similar == "none":
+        return ["--policy", "dllm-cache", *shared]
+    return ["--policy", "block-verify", *shared, "--recompute-block", str(block).lower(),
+            "--similarity-threshold", str(similar)]
 
 
 NONE = ["--policy", "none"]
@@ -58,7 +61,7 @@ def runs(main_count, grid_count, sweep_count):
         add("policies", "none", grid_count, decoding, NONE)
         add("policies", "dllm-cache", grid_count, decoding, cache())
         add("policies", "balanced", grid_count, decoding, SHOWN["balanced"])
-        add("policies", "careful", grid_count, decoding, cache(block=True))
+        add("policies", "block-verify-7", grid_count, decoding, cache(block=True))
         for name in PUBLISHED:
             add("policies", name, grid_count, decoding, ["--policy", name])
     for decoding in DECODING:
