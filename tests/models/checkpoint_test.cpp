@@ -25,11 +25,11 @@ namespace {
 using Catch::Matchers::Contains;
 using dllm_cache::models::CheckpointFolder;
 using dllm_cache::models::ConfigReader;
-using dllm_cache::models::SafetensorsWriter;
 using dllm_cache::models::Tensor;
 using dllm_cache::models::TensorType;
 using dllm_cache::testing::refusal;
 using dllm_cache::testing::TemporaryFolder;
+using programs::SafetensorsWriter;
 namespace models = dllm_cache::models;
 
 // A file of F32 tensors of shape [2, 1], each holding its number and minus its number.

@@ -35,12 +35,12 @@ using Catch::Matchers::Contains;
 using dllm_cache::models::bytes_of;
 using dllm_cache::models::name_of;
 using dllm_cache::models::SafetensorsFile;
-using dllm_cache::models::SafetensorsWriter;
 using dllm_cache::models::Tensor;
 using dllm_cache::models::tensor_type_of;
 using dllm_cache::models::TensorType;
 using dllm_cache::testing::refusal;
 using dllm_cache::testing::TemporaryFolder;
+using programs::SafetensorsWriter;
 
 static_assert(std::is_nothrow_move_constructible_v<SafetensorsFile>);
 static_assert(std::is_nothrow_move_assignable_v<SafetensorsFile>);

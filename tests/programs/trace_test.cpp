@@ -150,7 +150,7 @@ std::filesystem::path changed(
     const TemporaryFolder& folder, const std::filesystem::path& trace,
     const std::function<bool(models::Tensor& tensor, std::vector<std::byte>& bytes)>& change) {
   const models::SafetensorsFile file(trace);
-  models::SafetensorsWriter writer;
+  programs::SafetensorsWriter writer;
   for (models::Tensor tensor : file.tensors()) {
     std::vector<std::byte> bytes(tensor.bytes.begin(), tensor.bytes.end());
     if (change(tensor, bytes)) writer.add(tensor.name, tensor.type, tensor.shape, bytes);

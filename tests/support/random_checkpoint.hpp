@@ -79,7 +79,7 @@ class RandomCheckpoint {
 
   bool m_dream;
   std::mt19937 m_engine{5};
-  models::SafetensorsWriter m_writer;
+  programs::SafetensorsWriter m_writer;
 };
 
 /// Settings of a LLaDA that RandomCheckpoint can write: grouped queries, 8 heads of 32 dimensions.

@@ -13,7 +13,7 @@ namespace models = dllm_cache::models;
 
 /// Adds one tensor made of one equally long part a sequence, with the sizes in front.
 template <class T>
-void add(models::SafetensorsWriter& writer, const std::string& name, models::TensorType type,
+void add(SafetensorsWriter& writer, const std::string& name, models::TensorType type,
          std::vector<std::int64_t> leading, const std::vector<const std::vector<T>*>& parts) {
   std::vector<T> all;
   for (const std::vector<T>* part : parts) all.insert(all.end(), part->begin(), part->end());
@@ -55,7 +55,7 @@ bool Trace::uniform() const {
 }
 
 void Trace::write(const std::filesystem::path& path) const {
-  models::SafetensorsWriter writer;
+  SafetensorsWriter writer;
   const auto write_group = [&](const std::string& prefix,
                                const std::vector<const Sequence*>& group) {
     const auto batch = static_cast<std::int64_t>(group.size());

@@ -24,11 +24,11 @@
 #include "dllm_cache/models/checkpoint/json_file.hpp"
 #include "dllm_cache/models/checkpoint/tensor.hpp"
 
-namespace dllm_cache::models {
+namespace programs {
 
-namespace detail {
+namespace models = dllm_cache::models;
 
-// A new file beside the wanted one; renamed onto it by commit(), removed by the destructor if not.
+/// A new file beside the wanted one; renamed onto it by commit(), removed by the destructor if not.
 class ReplacingFile {
  public:
   explicit ReplacingFile(const std::filesystem::path& path)
@@ -44,7 +44,7 @@ class ReplacingFile {
       const ::ssize_t written = ::write(m_file.get(), bytes.data(), bytes.size());
       if (written < 0) {
         if (errno == EINTR) continue;
-        refuse_system(m_path, "writing", errno);
+        models::detail::refuse_system(m_path, "writing", errno);
       }
       bytes = bytes.subspan(static_cast<std::size_t>(written));
     }
@@ -52,33 +52,34 @@ class ReplacingFile {
 
   void commit() {
     // Without fsync a crash soon after the rename can leave an empty file under the final name.
-    if (::fsync(m_file.get()) != 0 || !m_file.close()) refuse_system(m_path, "writing", errno);
+    if (::fsync(m_file.get()) != 0 || !m_file.close())
+      models::detail::refuse_system(m_path, "writing", errno);
     std::error_code error;
     std::filesystem::rename(m_temporary, m_path, error);
-    if (error) refuse_file(m_path, "renaming onto it failed: " + error.message());
+    if (error) models::detail::refuse_file(m_path, "renaming onto it failed: " + error.message());
     m_committed = true;
   }
 
  private:
-  static FileDescriptor create(const std::filesystem::path& path,
-                               std::filesystem::path& temporary) {
+  static models::detail::FileDescriptor create(const std::filesystem::path& path,
+                                               std::filesystem::path& temporary) {
     // O_EXCL makes the name ours; another writer of the same path takes the next number.
     for (int number = 0;; ++number) {
       temporary = path;
       temporary += ".tmp-" + std::to_string(::getpid()) + "-" + std::to_string(number);
-      FileDescriptor file(::open(temporary.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666));
+      models::detail::FileDescriptor file(
+          ::open(temporary.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666));
       if (file.valid()) return file;
-      if (errno != EEXIST) refuse_system(path, "creating a temporary file beside it", errno);
+      if (errno != EEXIST)
+        models::detail::refuse_system(path, "creating a temporary file beside it", errno);
     }
   }
 
   std::filesystem::path m_path;
   std::filesystem::path m_temporary;
-  FileDescriptor m_file;
+  models::detail::FileDescriptor m_file;
   bool m_committed = false;
 };
-
-}  // namespace detail
 
 /// Collects tensors and writes them as one safetensors file.
 ///
@@ -91,22 +92,24 @@ class SafetensorsWriter {
   /// `bytes` are row-major and little-endian, product of `shape` times bytes_of(type) of them.
   /// Throws std::invalid_argument for a name that is taken, reserved ("__metadata__") or not UTF-8,
   /// a negative dimension, a size of 2^63 bytes or more, and a wrong number of bytes.
-  void add(std::string name, TensorType type, std::vector<std::int64_t> shape,
+  void add(std::string name, models::TensorType type, std::vector<std::int64_t> shape,
            std::span<const std::byte> bytes) {
-    const std::string tensor = "SafetensorsWriter: tensor " + detail::in_quotes(name) + ": ";
+    const std::string tensor =
+        "SafetensorsWriter: tensor " + models::detail::in_quotes(name) + ": ";
     if (name == "__metadata__") throw std::invalid_argument(tensor + "this name is reserved");
     check_text(name, tensor);
-    const std::optional<std::uint64_t> expected = detail::tensor_bytes(type, shape);
+    const std::optional<std::uint64_t> expected = models::detail::tensor_bytes(type, shape);
     if (!expected) {
       throw std::invalid_argument(tensor +
                                   "shape: expected dimensions >= 0 and a size below 2^63 bytes, "
                                   "got " +
-                                  shape_text(shape));
+                                  models::shape_text(shape));
     }
     if (*expected != bytes.size()) {
       throw std::invalid_argument(tensor + "bytes: expected " + std::to_string(*expected) +
-                                  " for " + std::string(name_of(type)) + " " + shape_text(shape) +
-                                  ", got " + std::to_string(bytes.size()));
+                                  " for " + std::string(models::name_of(type)) + " " +
+                                  models::shape_text(shape) + ", got " +
+                                  std::to_string(bytes.size()));
     }
     Entry entry{type, std::move(shape), {bytes.begin(), bytes.end()}};
     if (!m_entries.try_emplace(std::move(name), std::move(entry)).second) {
@@ -118,7 +121,8 @@ class SafetensorsWriter {
   ///
   /// Throws std::invalid_argument for text that is not UTF-8.
   void set_metadata(std::string key, std::string value) {
-    const std::string place = "SafetensorsWriter: metadata " + detail::in_quotes(key) + ": ";
+    const std::string place =
+        "SafetensorsWriter: metadata " + models::detail::in_quotes(key) + ": ";
     check_text(key, place);
     check_text(value, place);
     m_metadata.insert_or_assign(std::move(key), std::move(value));
@@ -132,15 +136,16 @@ class SafetensorsWriter {
   /// the format; nothing is left behind then.
   void write(const std::filesystem::path& path) const {
     const std::string header = make_header();
-    if (header.size() > max_json_bytes) {
-      detail::refuse_file(path, "header: expected at most " + std::to_string(max_json_bytes) +
-                                    " bytes, got " + std::to_string(header.size()));
+    if (header.size() > models::max_json_bytes) {
+      models::detail::refuse_file(path, "header: expected at most " +
+                                            std::to_string(models::max_json_bytes) +
+                                            " bytes, got " + std::to_string(header.size()));
     }
     std::string length;
     for (std::size_t i = 0; i < 8; ++i) {
       length += static_cast<char>((header.size() >> (8 * i)) & 0xFFU);
     }
-    detail::ReplacingFile file(path);
+    ReplacingFile file(path);
     file.write(std::as_bytes(std::span(length)));
     file.write(std::as_bytes(std::span(header)));
     for (const auto& [name, entry] : m_entries) file.write(entry.bytes);
@@ -149,7 +154,7 @@ class SafetensorsWriter {
 
  private:
   struct Entry {
-    TensorType type;
+    models::TensorType type;
     std::vector<std::int64_t> shape;
     std::vector<std::byte> bytes;
   };
@@ -168,8 +173,9 @@ class SafetensorsWriter {
     std::size_t begin = 0;
     for (const auto& [name, entry] : m_entries) {
       const std::size_t end = begin + entry.bytes.size();
-      header[name] = {
-          {"dtype", name_of(entry.type)}, {"shape", entry.shape}, {"data_offsets", {begin, end}}};
+      header[name] = {{"dtype", models::name_of(entry.type)},
+                      {"shape", entry.shape},
+                      {"data_offsets", {begin, end}}};
       begin = end;
     }
     std::string text = header.dump();
@@ -181,4 +187,4 @@ class SafetensorsWriter {
   std::map<std::string, std::string> m_metadata;
 };
 
-}  // namespace dllm_cache::models
+}  // namespace programs
