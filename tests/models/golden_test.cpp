@@ -251,7 +251,8 @@ TEST_CASE("golden: no more rows are recomputed than the method needs", "[golden]
 }
 
 TEST_CASE(
-    "golden: prefix, dual and dKV caches let no more rows are in the pass than their references",
+    "golden: prefix, dual and dKV caches take no more rows through the layers than their "
+    "references",
     "[golden]") {
   Index compared = 0;
   for (const std::string& name : all_cases()) {
