@@ -44,24 +44,24 @@ def generate_rows(medians):
 def generation_table(medians):
     """Seconds a step and ratios of whole generations."""
     lines = [
-        "| tokens | precision | backend | uncached step | cached step | faster | operations saved "
-        "| share of peak, uncached | share of peak, verified | peak | features | runs |",
+        "| setting | precision | backend | uncached step | cached step | faster | operations saved "
+        "| peak | uncached step, share of peak | verified step, share of peak | features | runs |",
         "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for (setting, precision, backend), run in generate_rows(medians):
         lines.append(
             f"| {setting} | {precision} | {backend} | {run['uncached_s']:.3f} s "
             f"| {run['cached_s']:.3f} s | {run['wall_ratio']:.1f}x | {run['ops_ratio']:.1f}x "
-            f"| {run['uncached_peak_share']:.0%} | {run['verify_peak_share']:.0%} "
-            f"| {run['peak_gflops']:.0f} GFLOP/s | {run['cache_bytes'] / 2**20:.0f} MiB "
+            f"| {run['peak_gflops']:.0f} GFLOP/s | {run['uncached_peak_share']:.0%} "
+            f"| {run['verify_peak_share']:.0%} | {run['cache_bytes'] / 2**20:.0f} MiB "
             f"| {run['repeated']} |")
     return lines
 
 
 def layer_table(medians):
     """One layer's step at full width: milliseconds and the share outside the callbacks."""
-    lines = ["| layer | step | float32 | bf16 | outside the callbacks, float32 | the same, bf16 |",
-             "|---|---|---|---|---|---|"]
+    lines = ["| layer of | step | f32 | bf16 | outside the callbacks, f32 "
+             "| outside the callbacks, bf16 |", "|---|---|---|---|---|---|"]
     for name, wide in medians.items():
         if not name.startswith("layer/") or not name.endswith("/f32"):
             continue
@@ -69,14 +69,15 @@ def layer_table(medians):
         narrow = medians.get(name[:-3] + "bf16")
         lines.append(
             f"| {shape} | {kind.replace('_', ' ')} | {wide['real_time']:.1f} ms "
-            f"| {narrow['real_time']:.1f} ms | {wide['outside_share']:.1%} | "
-            f"{narrow['outside_share']:.1%} |")
+            f"| {narrow['real_time']:.1f} ms | {wide['outside_share']:.1%} "
+            f"| {narrow['outside_share']:.1%} |")
     return lines
 
 
 def selector_table(medians):
     """Bytes a second of the selector beside its baseline."""
-    lines = ["| rows | width | select and store | baseline | share |", "|---|---|---|---|---|"]
+    lines = ["| rows | width | selector | baseline | selector against baseline |",
+             "|---|---|---|---|---|"]
     for name, run in medians.items():
         twin = medians.get(name.replace("BM_select/", "BM_select_raw/"))
         if not name.startswith("BM_select/") or twin is None:
@@ -85,6 +86,16 @@ def selector_table(medians):
         fast, raw = run["bytes_per_second"] * 1e-9, twin["bytes_per_second"] * 1e-9
         lines.append(f"| {rows} | {width} | {fast:.0f} GB/s | {raw:.0f} GB/s | {fast / raw:.0%} |")
     return lines
+
+
+# Title, what to know before the table, table.
+SECTIONS = [
+    ("Whole generations", "Operations saved: how many times fewer than uncached.",
+     generation_table),
+    ("One layer", "A step of one layer, and the share of it that is spent outside the layer's own "
+     "callbacks.", layer_table),
+    ("Selecting and storing values", "Bytes moved a second.", selector_table),
+]
 
 
 def draw_steps(medians, path):
@@ -138,12 +149,12 @@ def main():
     parser.add_argument("--readme", help="the file whose tables are replaced")
     options = parser.parse_args()
     medians, context = read_medians(options.json)
-    lines = [f"{context['num_cpus']} processors; medians of all runs, five or more where nothing else "
-             "is said. Time outside the callbacks is a share of the step."]
-    for table in (generation_table, layer_table, selector_table):
+    lines = [f"{context['num_cpus']} processors. Every number is the median of its runs: five or "
+             "more where nothing else is said."]
+    for title, note, table in SECTIONS:
         rows = table(medians)
         if len(rows) > 2:
-            lines += [""] + rows
+            lines += ["", f"### {title}", "", note, "", *rows]
     if options.readme:
         fill_readme(options.readme, lines)
     else:

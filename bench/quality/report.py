@@ -7,21 +7,27 @@ tables go between the markers in bench/RESULTS.md and README.md, the pictures in
 bench/quality/results.
 """
 import argparse
+import collections
 import json
 import pathlib
 
 import study
 
-SHOWN_NAMES = {"none": "`exact`: no cache", "balanced": "`balanced`: block-verify",
-               "dual": "`fastest`: dual cache", "dllm-cache": "dLLM-Cache as published"}
-NAMES = {"none": "none (uncached)", "dllm-cache": "dLLM-Cache as published",
-         "balanced": "`balanced`: block-verify", "dual": "`fastest`: dual cache",
-         "block-verify-7": "block-verify, response refreshed every 7 steps, no threshold"}
-CRITERIA = {"cosine": "lowest cosine (the method)", "l2": "largest distance", "random": "random rows",
-            "last-recomputed": "lowest cosine with the value at the last recomputation",
+# By the name of a run: what tables call its policy, and the preset that it is.
+NAMES = {"none": "none", "dllm-cache": "dLLM-Cache", "balanced": "block-verify",
+         "block-verify-published-settings": "block-verify, dLLM-Cache's settings",
+         "prefix": "prefix cache", "dual": "dual cache", "vicinity": "vicinity",
+         "freecache": "FreeCache", "dkv": "dKV-Cache", "changed-rows": "changed rows"}
+PRESETS = {"none": "exact", "balanced": "balanced", "dual": "fastest"}
+CRITERIA = {"cosine": "lowest cosine", "l2": "largest distance (L2)", "random": "random rows",
+            "last-recomputed": "lowest cosine to the last recomputed value",
             "oracle": "oracle: largest change of the delta"}
-COLOURS = {"none": "#555555", "dllm-cache": "#d55e00", "block": "#009e73", "dual": "#0072b2",
-           "other": "#cc79a7"}
+# By policy; all others have the last one.
+COLOURS = {"none": "#555555", "dllm-cache": "#d55e00", "block-verify": "#009e73",
+           "dual": "#0072b2", "other": "#cc79a7"}
+
+# A run and what came of it; `setting` is its name without part and decoding.
+Row = collections.namedtuple("Row", "name setting run result")
 
 
 def read_results(folder):
@@ -34,21 +40,13 @@ def read_results(folder):
     return results
 
 
-def split(name):
-    """Part, setting and decoding of a run's name."""
-    part, rest = name.split("/", 1)
-    for decoding in study.DECODING:
-        if rest.endswith("-" + decoding):
-            return part, rest[:-len(decoding) - 1], decoding
-    raise ValueError(name)
-
-
 def of_part(results, part):
-    """(setting, decoding, result) of the runs of one part."""
+    """The runs of one part."""
+    table = study.runs(1, 1, 1)
     for name, result in results.items():
-        this, setting, decoding = split(name)
-        if this == part:
-            yield setting, decoding, result
+        run = table[name]
+        if run.part == part:
+            yield Row(name, name[len(part) + 1:-len(run.decoding) - 1], run, result)
 
 
 def uncached(result):
@@ -56,14 +54,57 @@ def uncached(result):
     return result.get("uncached", result)
 
 
-def saved(name, results):
-    """How many times fewer operations than uncached, one token a step, a question."""
-    result = results[name]
-    for part in (split(name)[0], "main", "policies"):
+def saved_by_cache(result):
+    """How many times fewer operations than uncached with the same decoding."""
+    return uncached(result)["operations"] / result["operations"]
+
+
+def saved(row, results):
+    """How many times fewer operations a question than uncached, one token a step."""
+    for part in (row.run.part, "main", "policies"):
         plain = results.get(f"{part}/none-one")
         if plain:
-            return plain["operations"] / plain["count"] * result["count"] / result["operations"]
+            return (plain["operations"] / plain["count"] * row.result["count"]
+                    / row.result["operations"])
     raise SystemExit("main/none-one or policies/none-one must be there")
+
+
+def options_of(row):
+    """Options of its policy: those that the run gives, and those that a preset stands for."""
+    return {**row.result["settings"]["policy_options"], **row.run.options}
+
+
+def option(key):
+    return lambda row: options_of(row).get(key, "")
+
+
+def layer_0(row):
+    first = options_of(row).get("refresh_first_layer")
+    return "" if first is None else "recomputed" if first in (True, "true") else "cached"
+
+
+def active_block(row):
+    block = options_of(row).get("recompute_block")
+    return "" if block is None else "recomputed" if block in (True, "true") else "verified"
+
+
+def decoding(row):
+    return ("one token a step" if row.run.decoding == "one"
+            else row.run.decoding.replace("-", " "))
+
+
+# Columns that say what a run was, by their headers.
+FACTORS = {"policy": lambda row: NAMES[row.setting],
+           "preset": lambda row: PRESETS.get(row.setting, ""),
+           "decoding": decoding,
+           "questions": lambda row: row.result["count"],
+           "prompt interval K_p": option("prompt_interval"),
+           "response interval K_r": option("response_interval"),
+           "ratio": option("ratio"),
+           "similarity threshold": option("similarity_threshold"),
+           "active block": active_block,
+           "layer 0": layer_0,
+           "rows taken": lambda row: CRITERIA[row.run.program_options[1]]}
 
 
 def percent(share):
@@ -79,182 +120,179 @@ def points(result):
             f"{100 * paired['high']:+.1f}]")
 
 
-def words_of(decoding):
-    """What a decoding is called in tables."""
-    return "one token a step" if decoding == "one" else decoding.replace("-", " ")
+def make_table(headers, rows):
+    """Markdown of cells that are there already; none where there are no rows."""
+    if not rows:
+        return []
+    lines = ["| " + " | ".join(str(cell) for cell in cells) + " |" for cells in (headers, *rows)]
+    return [lines[0], "|---" * len(headers) + "|", *lines[1:]]
 
 
-def option(name):
-    """A column that shows an option of the policy."""
-    def shown(_, result):
-        value = result["settings"]["policy_options"][name]
-        return value if isinstance(value, str) else f"{value:g}"
-    return shown
+def factors_of(row, factors):
+    return [FACTORS[factor](row) for factor in factors]
 
 
-def first_layer(_, result):
-    """A column that says what becomes of layer 0."""
-    fresh = result["settings"]["policy_options"]["refresh_first_layer"]
-    return "recomputed" if fresh else "cached"
+def settings_table(results):
+    """What the names of policies in the tables stand for."""
+    factors = ("prompt interval K_p", "response interval K_r", "ratio", "similarity threshold",
+               "active block", "layer 0")
+    rows = [[*factors_of(row, ("policy", "preset")), f"`{row.result['settings']['policy']}`",
+             *factors_of(row, factors)]
+            for row in of_part(results, "policies") if row.run.decoding == "one"]
+    return make_table(["policy", "preset", "`--policy`", *factors], rows)
 
 
-def policy_name(setting, _):
-    """A column with the policy in words."""
-    return NAMES.get(setting, setting)
-
-
-def table(columns, rows):
-    """A Markdown table."""
-    return ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|",
-            *("| " + " | ".join(row) + " |" for row in rows)]
-
-
-def answers_table(results, part, factors=(("policy", policy_name),)):
+def answers_table(results, part, factors=("policy",)):
     """Accuracy, difference, agreement and cost of each run of a part."""
-    columns = [*(title for title, _ in factors), "decoding", "questions", "right, % [95 %]",
-               "difference, points [95 %]", "gained / lost", "same answer, %",
-               "operations saved, same decoding", "operations saved"]
+    factors = (*factors, "decoding", "questions")
     rows = []
-    for setting, decoding, result in of_part(results, part):
+    for row in of_part(results, part):
+        result = row.result
         low, high = result["intervals"]["exact_match"]
-        paired = result.get("paired", {}) if setting != "none" else {}
-        against = ([points(result), f"{paired['better']} / {paired['worse']}",
-                    percent(result["agreement"])] if paired else ["", "", ""])
-        rows.append([*(value(setting, result) for _, value in factors), words_of(decoding),
-                     str(result["count"]),
-                     f"{percent(result['exact_match'])} [{percent(low)}, {percent(high)}]", *against,
-                     f"{uncached(result)['operations'] / result['operations']:.1f}x",
-                     f"{saved(f'{part}/{setting}-{decoding}', results):.1f}x"])
-    return table(columns, rows)
+        against = ["", "", ""]
+        if not row.run.is_uncached():
+            paired = result["paired"]
+            against = [points(result), f"{paired['better']} / {paired['worse']}",
+                       percent(result["agreement"])]
+        rows.append([*factors_of(row, factors),
+                     f"{percent(result['exact_match'])} [{percent(low)}, {percent(high)}]",
+                     *against, f"{saved_by_cache(result):.1f}x", f"{saved(row, results):.1f}x"])
+    return make_table([*factors, "exact match, % [95 %]", "difference to uncached, points [95 %]",
+                       "gained / lost", "same answer, %", "operations saved by the cache",
+                       "operations saved in all"], rows)
+
+
+def sweep_table(results, part, factors):
+    """Accuracy and cost of a sweep, one line a run."""
+    factors = (*factors, "questions")
+    rows = [[*factors_of(row, factors), percent(row.result["exact_match"]), points(row.result),
+             percent(row.result.get("agreement", 1)), f"{saved_by_cache(row.result):.1f}x"]
+            for row in of_part(results, part)]
+    return make_table([*factors, "exact match, %", "difference to uncached, points [95 %]",
+                       "same answer, %", "operations saved"], rows)
 
 
 def short_answers_table(results):
     """What the README shows: the main settings in few columns."""
-    columns = ["policy", "decoding", "questions", "right, %", "uncached, same questions, %",
-               "difference, points [95 %]", "same answer, %", "operations saved"]
+    shown = {(row.run.decoding, row.setting): row for part in ("policies", "main")
+             for row in of_part(results, part)}
     rows = []
-    for decoding in ("one", study.FAST):
-        for setting, title in SHOWN_NAMES.items():
-            name = next((name for part in ("main", "policies")
-                         if (name := f"{part}/{setting}-{decoding}") in results), None)
-            if not name:
-                continue
-            result = results[name]
-            plain, against, same = "", "", ""
-            if setting != "none":
-                plain = percent(uncached(result)["exact_match"])
-                against, same = points(result), percent(result["agreement"])
-            rows.append([title, words_of(decoding), str(result["count"]),
-                         percent(result["exact_match"]), plain, against, same,
-                         f"{saved(name, results):.1f}x"])
-    return table(columns, rows)
+    for key in ((words, setting) for words in ("one", study.FAST) for setting in study.SHOWN):
+        if key not in shown:
+            continue
+        row = shown[key]
+        plain, against, same = "", "", ""
+        if not row.run.is_uncached():
+            plain = f" ({percent(uncached(row.result)['exact_match'])})"
+            against, same = points(row.result), percent(row.result["agreement"])
+        rows.append([*factors_of(row, ("preset", "policy", "decoding", "questions")),
+                     f"{percent(row.result['exact_match'])}{plain}", against, same,
+                     f"{saved(row, results):.1f}x"])
+    return ["Operations saved: how many times fewer than uncached decoding of one token a step.",
+            "In parentheses: the uncached model on the same questions with the same decoding.",
+            "dLLM-Cache has its published settings (prompt interval 100, response interval 7, "
+            "ratio 0.25), block-verify its defaults.", "",
+            *make_table(["preset", "policy", "decoding", "questions", "exact match, % (uncached)",
+                         "difference to uncached, points [95 %]", "same answer, %",
+                         "operations saved"], rows)]
 
 
 def tasks_table(results):
-    """Right answers by task in the main part."""
-    return table(["policy", "decoding", "from", "get", "json"],
-                 [[policy_name(setting, result), words_of(decoding),
-                   *(percent(result["tasks"][task]["exact_match"])
-                     for task in ("from", "get", "json"))]
-                  for setting, decoding, result in of_part(results, "main")])
+    """Exact match by task in the main part."""
+    tasks = ("from", "get", "json")
+    rows = [[*factors_of(row, ("policy", "decoding")),
+             *(percent(row.result["tasks"][task]["exact_match"]) for task in tasks)]
+            for row in of_part(results, "main")]
+    return make_table(["policy", "decoding", *(f"`>{task}`" for task in tasks)], rows)
 
 
 def timing_table(results):
     """Seconds a question."""
     plain = results.get("timing/none-one")
     rows = []
-    for setting, decoding, result in of_part(results, "timing"):
-        seconds = result["seconds"] / result["count"]
-        rows.append([policy_name(setting, result), words_of(decoding), f"{seconds:.3f}",
+    for row in of_part(results, "timing"):
+        seconds = row.result["seconds"] / row.result["count"]
+        rows.append([*factors_of(row, ("policy", "decoding")), f"{seconds:.3f}",
                      f"{plain['seconds'] / plain['count'] / seconds:.1f}x"])
-    return table(["policy", "decoding", "seconds a question", "faster"], rows)
-
-
-def short_table(results, part, factors):
-    """Accuracy and cost of a sweep, one line a run and one column a factor."""
-    return table([*(title for title, _ in factors), "right, %", "difference, points [95 %]",
-                  "same answer, %", "operations saved"],
-                 [[*(value(setting, result) for _, value in factors),
-                   percent(result["exact_match"]), points(result),
-                   percent(result.get("agreement", 1)),
-                   f"{uncached(result)['operations'] / result['operations']:.1f}x"]
-                  for setting, _, result in of_part(results, part)])
+    return make_table(["policy", "decoding", "seconds a question", "times faster"], rows)
 
 
 def correlation_table(results):
     """How the similarity of values goes with that of deltas."""
-    changes = next((result["changes"] for _, _, result in of_part(results, "correlation")), None)
+    changes = next((row.result["changes"] for row in of_part(results, "correlation")), None)
     if not changes:
         return []
     cells = ["–" if value is None else f"{value:.2f}" for value in changes["layers"]]
-    return ["| layer | " + " | ".join(str(i) for i in range(len(cells))) + " | all |",
-            "|---" * (len(cells) + 2) + "|",
-            "| correlation | " + " | ".join(cells) + f" | {changes['all']:.2f} |"]
+    return make_table(["layer", *range(len(cells)), "all"],
+                      [["correlation", *cells, f"{changes['all']:.2f}"]])
 
 
-PROMPT = ("prompt interval", option("prompt_interval"))
-RESPONSE = ("response interval", option("response_interval"))
-RATIO = ("ratio", option("ratio"))
-FIRST = ("layer 0", first_layer)
-SIMILAR = ("similarity threshold", option("similarity_threshold"))
-CRITERION = ("rows selected by", lambda setting, _: CRITERIA[setting.rsplit("-", 1)[0]])
-
+# Title, what to know before the table, table.
 SECTIONS = [
-    ("The recommended policies", lambda r: answers_table(r, "main")),
-    ("Right answers by task, %", tasks_table),
-    ("Seconds", timing_table),
-    ("Every policy", lambda r: answers_table(r, "policies")),
-    ("Thresholds of parallel decoding", lambda r: answers_table(r, "thresholds")),
-    ("block-verify without a similarity threshold, prompt interval 100",
-     lambda r: short_table(r, "block", (RESPONSE, RATIO, FIRST))),
-    ("What selects the rows, dLLM-Cache 100 / 7",
-     lambda r: short_table(r, "criteria", (CRITERION, RATIO))),
-    ("Correlation of the cosines of values and deltas", correlation_table),
-    ("Share of rows, dLLM-Cache 100 / 7", lambda r: short_table(r, "ratio", (RATIO, FIRST))),
-    ("Intervals of dLLM-Cache", lambda r: short_table(r, "grid", (PROMPT, RESPONSE, RATIO))),
-    ("Similarity threshold alone: 100 / 7, ratio 0.5, active block verified like the rest",
-     lambda r: short_table(r, "similar", (SIMILAR,))),
-    ("block-verify 100 / 32, ratio 0.25: similarity threshold and layer 0",
-     lambda r: answers_table(r, "left-alone", (SIMILAR, FIRST))),
+    ("What the policies are",
+     "An empty cell: the policy has no such option. Options that are not shown have their "
+     "defaults.", settings_table),
+    ("The presets, and dLLM-Cache as published", None, lambda r: answers_table(r, "main")),
+    ("Exact match by kind of question, %", None, tasks_table),
+    ("Seconds", "Times faster: than uncached decoding of one token a step.", timing_table),
+    ("All policies", None, lambda r: answers_table(r, "policies")),
+    ("Thresholds of parallel decoding", None, lambda r: answers_table(r, "thresholds")),
+    ("block-verify: response interval, ratio and layer 0",
+     "One token a step, prompt interval 100, no similarity threshold.",
+     lambda r: sweep_table(r, "block", ("response interval K_r", "ratio", "layer 0"))),
+    ("block-verify: similarity threshold and layer 0",
+     "Prompt interval 100, response interval 32, ratio 0.25.",
+     lambda r: answers_table(r, "left-alone", ("similarity threshold", "layer 0"))),
+    ("Verified block: a similarity threshold in place of a share",
+     "block-verify that verifies the active block like the rest: dLLM-Cache with a threshold. "
+     "One token a step,\nprompt interval 100, response interval 7, ratio 0.5, layer 0 recomputed.",
+     lambda r: sweep_table(r, "similar", ("similarity threshold",))),
+    ("dLLM-Cache: which rows are recomputed",
+     "One token a step, prompt interval 100, response interval 7, layer 0 recomputed.",
+     lambda r: sweep_table(r, "criteria", ("rows taken", "ratio"))),
+    ("dLLM-Cache: correlation of the cosines of values and deltas",
+     "One token a step, prompt interval 100, response interval 7, ratio 0.25.\n"
+     "Layer 0 is recomputed, so nothing is verified there.", correlation_table),
+    ("dLLM-Cache: share of rows recomputed, and layer 0",
+     "One token a step, prompt interval 100, response interval 7.",
+     lambda r: sweep_table(r, "ratio", ("ratio", "layer 0"))),
+    ("dLLM-Cache: refresh intervals and ratio", "One token a step, layer 0 recomputed.",
+     lambda r: sweep_table(r, "grid", ("prompt interval K_p", "response interval K_r", "ratio"))),
 ]
 
 
-def kind_of(setting, part):
-    if setting in ("balanced", "block-verify-7") or part in ("block", "left-alone"):
-        return "block"
-    if setting in COLOURS:
-        return setting
-    return "dllm-cache" if part in ("grid", "ratio") else "other"
+def kind_of(row):
+    """The policy that a dot in a picture is coloured by; a preset's own."""
+    policy = row.result["settings"]["policy"]
+    return policy if policy in COLOURS else "other"
 
 
 def draw_frontier(plt, results, path):
     """Exact match against operations, all runs of answers."""
     figure, axis = plt.subplots(figsize=(7.5, 4.2))
-    names = {"none": "uncached", "dllm-cache": "dLLM-Cache, published", "block":
-             "block-verify", "dual": "dual cache", "other": "other policies"}
+    names = {"none": "none (exact)", "dllm-cache": "dLLM-Cache",
+             "block-verify": "block-verify (balanced and others)", "dual": "dual cache (fastest)",
+             "other": "other policies"}
     seen = set()
-    for name, result in results.items():
-        part, setting, decoding = split(name)
-        if part not in ("main", "policies", "grid", "block", "left-alone", "ratio",
-                        "thresholds"):
-            continue
-        if part == "policies" and f"main/{setting}-{decoding}" in results:
-            continue
-        kind = kind_of(setting, part)
-        one = decoding == "one"
-        label = names[kind] if one and kind not in seen else None
-        if one:
-            seen.add(kind)
-        axis.plot(saved(name, results), 100 * result["exact_match"], "o" if one else "^",
-                  color=COLOURS[kind], markersize=8 if part == "main" else 4.5, label=label,
-                  alpha=1 if part == "main" else 0.6)
+    for part in ("main", "policies", "thresholds", "grid", "block", "ratio", "left-alone"):
+        for row in of_part(results, part):
+            if part == "policies" and f"main/{row.setting}-{row.run.decoding}" in results:
+                continue
+            kind = kind_of(row)
+            one = row.run.decoding == "one"
+            label = names[kind] if one and kind not in seen else None
+            if one:
+                seen.add(kind)
+            axis.plot(saved(row, results), 100 * row.result["exact_match"], "o" if one else "^",
+                      color=COLOURS[kind], markersize=8 if part == "main" else 4.5, label=label,
+                      alpha=1 if part == "main" else 0.6)
     axis.plot([], [], "^", color="#999999", label="threshold decoding")
     axis.set_xscale("log")
     ticks = [1, 2, 3, 5, 8, 12, 20, 30]
     axis.set_xticks(ticks, [f"{t}x" for t in ticks])
     axis.set_xticks([], minor=True)
-    axis.set_xlabel("operations saved, against uncached with one token a step")
-    axis.set_ylabel("right answers, %")
+    axis.set_xlabel("operations saved (1x: uncached, one token a step)")
+    axis.set_ylabel("exact match, %")
     axis.set_ylim(0, 100)
     axis.spines[["top", "right"]].set_visible(False)
     axis.legend(frameon=False, fontsize=8, loc="lower left")
@@ -263,25 +301,20 @@ def draw_frontier(plt, results, path):
 
 
 def draw_ratio(plt, results, path):
-    """Exact match against the share of rows, published and with the active block."""
+    """Exact match against the share of rows, of dLLM-Cache and block-verify."""
     curves = {}
-    for setting, _, result in of_part(results, "ratio"):
-        ratio, layers = setting.rsplit("-", 1)
-        label = "dLLM-Cache, layer 0 " + ("recomputed" if layers == "first" else "cached")
-        curves.setdefault(label, []).append((float(ratio), 100 * result["exact_match"]))
-    for setting, _, result in of_part(results, "block"):
-        response, ratio, layers = setting.split("-")
-        if response == "7":
-            label = "block-verify, layer 0 " + ("recomputed" if layers == "first"
-                                                else "cached")
-            curves.setdefault(label, []).append((float(ratio), 100 * result["exact_match"]))
+    for part, policy in (("ratio", "dLLM-Cache"), ("block", "block-verify")):
+        for row in of_part(results, part):
+            if row.run.options["response_interval"] == 7:
+                curves.setdefault(f"{policy}, layer 0 {layer_0(row)}", []).append(
+                    (row.run.options["ratio"], 100 * row.result["exact_match"]))
     if not curves:
         return
     figure, axis = plt.subplots(figsize=(6, 3.6))
     for (label, dots), colour in zip(curves.items(), ("#d55e00", "#e69f00", "#009e73", "#56b4e9")):
         axis.plot(*zip(*sorted(dots)), "o-", label=label, color=colour, markersize=4)
     axis.set_xlabel("share of verified rows that are recomputed")
-    axis.set_ylabel("right answers, %")
+    axis.set_ylabel("exact match, %")
     axis.set_ylim(0, 100)
     axis.spines[["top", "right"]].set_visible(False)
     axis.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(0.12, 0.5))
@@ -306,10 +339,11 @@ def main():
     options = parser.parse_args()
     results = read_results(options.results)
     lines = []
-    for title, table in SECTIONS:
+    for title, note, table in SECTIONS:
         rows = table(results)
-        if len(rows) > 2:
-            lines += ([""] if lines else []) + [f"### {title}", "", *rows]
+        if rows:
+            before = [*note.split("\n"), ""] if note else []
+            lines += ([""] if lines else []) + [f"### {title}", "", *before, *rows]
     if not options.write:
         print("\n".join(lines))
         return

@@ -2,14 +2,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """Measures on the bundled model what each cache costs in answers.
 
-Every run is one JSON file in bench/quality/results; a run whose file is there is not repeated, so
-that the study can be done in parts and goes on where it stopped. `--part` chooses a part, `--list`
+Every run is one JSON file in bench/quality/results. A run whose file is there is not repeated, so
+the study can be done in parts and continues where it stopped. `--part` chooses a part, `--list`
 shows what is missing. Answers do not depend on what else the machine does: `--jobs` runs go side by
 side, one thread each. Seconds do, so the part `timing`, all threads on few questions, needs a quiet
 machine. Report and pictures are made from the files alone (report.py beside this).
+
+Files of block-verify from before the option `similarity_threshold` do not name it: those runs had
+none. The runs of the part `similar` are older still: their files say dllm-cache, and hold the
+threshold as `similar`.
 """
 import argparse
 import concurrent.futures
+import dataclasses
 import itertools
 import json
 import os
@@ -32,72 +37,99 @@ PUBLISHED = ["prefix", "dual", "vicinity", "freecache", "dkv", "changed-rows"]
 FAST = "threshold-0.995"  # the threshold that keeps most answers
 
 
-def cache(prompt=100, response=7, ratio=0.25, first=True, block=False, similar="none"):
-    """Options of dLLM-Cache, or of block-verify with what the published method does not have."""
-    shared = ["--prompt-interval", str(prompt), "--response-interval", str(response), "--ratio",
-              str(ratio), "--refresh-first-layer", str(first).lower()]
-    if not block and similar == "none":
-        return ["--policy", "dllm-cache", *shared]
-    return ["--policy", "block-verify", *shared, "--recompute-block", str(block).lower(),
-            "--similarity-threshold", str(similar)]
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One run of the study."""
+    part: str | None  # None: made for its answers alone
+    count: int  # questions
+    decoding: str
+    policy: str
+    options: dict = dataclasses.field(default_factory=dict)  # of the policy
+    program: pathlib.Path = EVAL
+    program_options: tuple = ()
+
+    def words(self):
+        """Policy and options as a command line names them."""
+        given = ((f"--{key.replace('_', '-')}", str(value)) for key, value in self.options.items())
+        return ["--policy", self.policy, *itertools.chain(*given), *self.program_options]
+
+    def is_uncached(self):
+        return self.policy == "none"
 
 
-NONE = ["--policy", "none"]
-SHOWN = {"none": NONE, "dllm-cache": cache(),
-         "balanced": ["--policy", "balanced"], "dual": ["--policy", "dual"]}
+def flag(value):
+    return str(value).lower()
+
+
+def dllm_cache(prompt=100, response=7, ratio=0.25, first=True):
+    """dLLM-Cache as published, and its options."""
+    return "dllm-cache", {"prompt_interval": prompt, "response_interval": response, "ratio": ratio,
+                          "refresh_first_layer": flag(first)}
+
+
+def block_verify(response=32, ratio=0.25, first=True, block=True, similar="none"):
+    """Our policy, and its options."""
+    return "block-verify", {"prompt_interval": 100, "response_interval": response, "ratio": ratio,
+                            "recompute_block": flag(block), "similarity_threshold": similar,
+                            "refresh_first_layer": flag(first)}
+
+
+SHOWN = {"none": ("none",), "dllm-cache": dllm_cache(), "balanced": ("balanced",),
+         "dual": ("dual",)}
 
 
 def runs(main_count, grid_count, sweep_count):
-    """All runs by name: part, program, number of questions, decoding, options."""
+    """All runs by name."""
     table = {}
 
-    def add(part, name, count, decoding, options, program=EVAL):
-        table[f"{part}/{name}-{decoding}"] = (part, program, count, decoding, options)
+    def add(part, name, count, decoding, policy, *program):
+        table[f"{part}/{name}-{decoding}"] = Run(part, count, decoding, *policy, *program)
+
+    def layers(first):
+        return "first" if first else "all"
 
     for decoding, count in (("one", main_count), (FAST, main_count // 2)):
-        for name, options in SHOWN.items():
-            add("main", name, count, decoding, options)
+        for name, policy in SHOWN.items():
+            add("main", name, count, decoding, policy)
     for decoding in ("one", FAST):
-        add("policies", "none", grid_count, decoding, NONE)
-        add("policies", "dllm-cache", grid_count, decoding, cache())
+        add("policies", "none", grid_count, decoding, SHOWN["none"])
+        add("policies", "dllm-cache", grid_count, decoding, dllm_cache())
         add("policies", "balanced", grid_count, decoding, SHOWN["balanced"])
-        add("policies", "block-verify-7", grid_count, decoding, cache(block=True))
+        add("policies", "block-verify-published-settings", grid_count, decoding,
+            block_verify(response=7))
         for name in PUBLISHED:
-            add("policies", name, grid_count, decoding, ["--policy", name])
+            add("policies", name, grid_count, decoding, (name,))
     for decoding in DECODING:
         if decoding not in ("one", FAST):
-            add("thresholds", "none", grid_count, decoding, NONE)
-            add("thresholds", "dual", grid_count, decoding, ["--policy", "dual"])
+            add("thresholds", "none", grid_count, decoding, SHOWN["none"])
+            add("thresholds", "dual", grid_count, decoding, SHOWN["dual"])
     for criterion, ratio in itertools.product(("cosine", "l2", "random", "last-recomputed"),
                                               (0.03125, 0.25)):
-        add("criteria", f"{criterion}-{ratio}", grid_count, "one",
-            cache(ratio=ratio) + ["--criterion", criterion], STUDY)
+        add("criteria", f"{criterion}-{ratio}", grid_count, "one", dllm_cache(ratio=ratio), STUDY,
+            ("--criterion", criterion))
     for ratio in (0.03125, 0.25):
-        add("criteria", f"oracle-{ratio}", max(1, grid_count // 4), "one",
-            cache(ratio=ratio) + ["--criterion", "oracle"], STUDY)
-    add("correlation", "correlation", max(1, grid_count // 20), "one",
-        cache() + ["--measure-changes"], STUDY)
+        add("criteria", f"oracle-{ratio}", max(1, grid_count // 4), "one", dllm_cache(ratio=ratio),
+            STUDY, ("--criterion", "oracle"))
+    add("correlation", "correlation", max(1, grid_count // 20), "one", dllm_cache(), STUDY,
+        ("--measure-changes",))
     for prompt, response, ratio in itertools.product((25, 100), (3, 7, 15), (0.125, 0.25)):
         add("grid", f"{prompt}-{response}-{ratio}", sweep_count, "one",
-            cache(prompt, response, ratio))
-    for response, ratio in itertools.product((7, 32), (0.03125, 0.125, 0.25)):
-        for first in (True, False):
-            add("block", f"{response}-{ratio}-{'first' if first else 'all'}", sweep_count, "one",
-                cache(100, response, ratio, first, block=True))
-    for ratio in (0, 0.0625, 0.125, 0.25, 0.5, 0.75, 1):
-        for first in (True, False):
-            add("ratio", f"{ratio}-{'first' if first else 'all'}", sweep_count, "one",
-                cache(ratio=ratio, first=first))
+            dllm_cache(prompt, response, ratio))
+    for response, ratio, first in itertools.product((7, 32), (0.03125, 0.125, 0.25),
+                                                    (True, False)):
+        add("block", f"{response}-{ratio}-{layers(first)}", sweep_count, "one",
+            block_verify(response, ratio, first))
+    for ratio, first in itertools.product((0, 0.0625, 0.125, 0.25, 0.5, 0.75, 1), (True, False)):
+        add("ratio", f"{ratio}-{layers(first)}", sweep_count, "one",
+            dllm_cache(ratio=ratio, first=first))
     for similar in (0.9, 0.95, 0.98, 0.99, 0.999):
         add("similar", f"{similar}", sweep_count, "one",
-            cache(ratio=0.5, similar=similar))
-    for similar in ("none", 0.99):
-        for first in (True, False):
-            for decoding in ("one", FAST):
-                add("left-alone", f"{similar}-{'first' if first else 'all'}", grid_count // 2, decoding,
-                    cache(response=32, ratio=0.25, first=first, block=True, similar=similar))
-    for decoding, (name, options) in itertools.product(("one", FAST), SHOWN.items()):
-        add("timing", name, 20, decoding, options)
+            block_verify(response=7, ratio=0.5, block=False, similar=similar))
+    for similar, first, decoding in itertools.product(("none", 0.99), (True, False), ("one", FAST)):
+        add("left-alone", f"{similar}-{layers(first)}", grid_count // 2, decoding,
+            block_verify(first=first, similar=similar))
+    for decoding, (name, policy) in itertools.product(("one", FAST), SHOWN.items()):
+        add("timing", name, 20, decoding, policy)
     return table
 
 
@@ -111,20 +143,19 @@ def questions(count):
     return path
 
 
-def command(entry, data, threads):
+def command(run, data, threads):
     """What a run calls, but for where it writes."""
-    _, program, count, decoding, options = entry
     return [str(word) for word in
-            (program, "--model", MODEL, "--data", data, "--count", count, "--block-length", 32,
-             "--precision", "bf16", "--batch", 4, "--threads", threads, "--quiet",
-             *DECODING[decoding], *options)]
+            (run.program, "--model", MODEL, "--data", data, "--count", run.count, "--block-length",
+             32, "--precision", "bf16", "--batch", 4, "--threads", threads, "--quiet",
+             *DECODING[run.decoding], *run.words())]
 
 
-def answers_file(entry):
-    return SCRATCH / f"uncached-{entry[3]}-{entry[2]}.jsonl"
+def answers_file(run):
+    return SCRATCH / f"uncached-{run.decoding}-{run.count}.jsonl"
 
 
-def execute(name, entry, words):
+def execute(name, words):
     """Runs it; its result is there afterwards, whole, or not at all."""
     result = RESULTS / f"{name}.json"
     result.parent.mkdir(parents=True, exist_ok=True)
@@ -138,45 +169,42 @@ def write(result, path):
     path.write_text(json.dumps(result, indent=1) + "\n")
 
 
-def answer(name, entry, data):
+def answer(name, run, data):
     """One run of a part that counts answers, or of none: for its answers alone."""
-    words = command(entry, data, 1)
-    if entry[0] is None:
-        subprocess.run([*words, "--save-answers", answers_file(entry)], check=True)
+    words = command(run, data, 1)
+    if run.part is None:
+        subprocess.run([*words, "--save-answers", answers_file(run)], check=True)
         return
-    if entry[4] == NONE:
-        words += ["--save-answers", str(answers_file(entry))]
-    else:
-        words += ["--reference", str(answers_file(entry))]
-    write(*execute(name, entry, words))
+    words += ["--save-answers" if run.is_uncached() else "--reference", str(answers_file(run))]
+    write(*execute(name, words))
 
 
 def answers_missing(chosen):
     """Uncached runs that are not chosen, but whose answers others are compared with."""
-    made = {answers_file(entry) for entry in chosen if entry[4] == NONE}
-    wanted = {answers_file(entry): entry for entry in chosen}
-    return {path.stem: (None, EVAL, entry[2], entry[3], NONE)
-            for path, entry in wanted.items() if path not in made and not path.exists()}
+    made = {answers_file(run) for run in chosen if run.is_uncached()}
+    wanted = {answers_file(run): run for run in chosen}
+    return {path.stem: Run(None, run.count, run.decoding, "none")
+            for path, run in wanted.items() if path not in made and not path.exists()}
 
 
 def answer_all(missing, data, jobs):
-    """Runs side by side, the first that can start first: a run waits for its uncached answers."""
+    """Runs side by side, the first that can start first. A run waits for its uncached answers."""
     table = {**missing, **answers_missing(missing.values())}
     waiting = dict(table)
-    being_made = {answers_file(entry) for entry in table.values() if entry[4] == NONE}
+    being_made = {answers_file(run) for run in table.values() if run.is_uncached()}
     running = {}
     with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
         while waiting or running:
-            ready = [name for name, entry in waiting.items()
-                     if entry[4] == NONE or answers_file(entry) not in being_made]
+            ready = [name for name, run in waiting.items()
+                     if run.is_uncached() or answers_file(run) not in being_made]
             for name in ready[:jobs - len(running)]:
                 running[pool.submit(answer, name, waiting.pop(name), data)] = name
             done, _ = concurrent.futures.wait(running, return_when="FIRST_COMPLETED")
             for future in done:
                 future.result()
-                entry = table[running.pop(future)]
-                if entry[4] == NONE:
-                    being_made.discard(answers_file(entry))
+                run = table[running.pop(future)]
+                if run.is_uncached():
+                    being_made.discard(answers_file(run))
 
 
 def measure_time(table, data, repetitions):
@@ -184,11 +212,11 @@ def measure_time(table, data, repetitions):
     seconds = {name: [] for name in table}
     last = {}
     for _ in range(repetitions):
-        for name, entry in table.items():
-            words = command(entry, data, os.cpu_count())
-            if entry[4] != NONE:
+        for name, run in table.items():
+            words = command(run, data, os.cpu_count())
+            if not run.is_uncached():
                 words.append("--no-comparison")
-            last[name] = execute(name, entry, words)
+            last[name] = execute(name, words)
             seconds[name].append(last[name][0]["seconds"])
     for name, (result, path) in last.items():
         result["seconds"] = statistics.median(seconds[name])
@@ -203,27 +231,27 @@ def main():
     parser.add_argument("--main-count", type=int, default=2000, help="questions of the main part")
     parser.add_argument("--grid-count", type=int, default=200, help="questions of other parts")
     parser.add_argument("--sweep-count", type=int, default=50,
-                        help="questions of the sweeps over parameters (grid, block, ratio, similar)")
+                        help="questions of the sweeps (grid, block, ratio, similar)")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs side by side")
     options = parser.parse_args()
     table = runs(options.main_count, options.grid_count, options.sweep_count)
-    parts = sorted({entry[0] for entry in table.values()})
+    parts = sorted({run.part for run in table.values()})
     if options.part not in (None, *parts):
         raise SystemExit(f"--part must be one of {', '.join(parts)}, got {options.part}")
 
     def is_done(name):
         result = RESULTS / f"{name}.json"
-        return result.exists() and json.loads(result.read_text())["count"] == table[name][2]
+        return result.exists() and json.loads(result.read_text())["count"] == table[name].count
 
-    chosen = [name for name in table if options.part in (None, table[name][0])]
+    chosen = [name for name in table if options.part in (None, table[name].part)]
     if options.list:
         for name in chosen:
             print("done   " if is_done(name) else "missing", name)
         return
     data = questions(max(options.main_count, options.grid_count))
     missing = {name: table[name] for name in chosen if not is_done(name)}
-    timed = {name: entry for name, entry in missing.items() if entry[0] == "timing"}
-    counted = {name: entry for name, entry in missing.items() if entry[0] != "timing"}
+    timed = {name: run for name, run in missing.items() if run.part == "timing"}
+    counted = {name: run for name, run in missing.items() if run.part != "timing"}
     if timed:
         measure_time(timed, data, 5)
     answer_all(counted, data, options.jobs)
