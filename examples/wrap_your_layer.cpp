@@ -102,7 +102,7 @@ Run run(const Model& model, const AnyPolicy& policy) {
 // [loop]
 
 // [by_hand]
-// The hidden states of the rows in the pass in a pass: embedded, then taken through all layers.
+// The hidden states of the rows in a pass: embedded, then taken through all layers.
 RowMajorMatrix<float> run_layers(const ForeignModel& model, Workspace<float>::PassType& pass,
                                  const std::vector<std::int32_t>& tokens) {
   std::vector<std::int32_t> in_pass;
