@@ -101,6 +101,10 @@ class AnyPolicy {
   };
   template <class P>
   struct Model final : Interface {
+    static_assert(
+        VisitsOptions<P> ||
+            !requires(P & held) { held.visit_options(held, detail::ignore_option); },
+        "write it as `static void visit_options(auto& self, auto&& visit)`");
     explicit Model(P held) : policy(std::move(held)) {}
     [[nodiscard]] std::unique_ptr<Interface> clone() const override {
       return std::make_unique<Model>(policy);
