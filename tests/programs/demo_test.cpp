@@ -89,7 +89,7 @@ TEST_CASE("dllm-demo: piped output has no escape codes and says whether tokens a
   CHECK_FALSE(contains(same.output, "\r"));
   CHECK(contains(same.output, "Tokens: all equal (16 of 16)"));
   CHECK(contains(same.output, ">get a"));
-  CHECK(contains(same.output, "layers: the rest"));
+  CHECK(contains(same.output, "layers: attn, FFN"));
   // 22 rows, 16 steps, 6 layers.
   CHECK(contains(same.output, "2,112"));
   const Outcome cached = run_program("FORCE_COLOR=1 " + question);

@@ -80,7 +80,7 @@ std::vector<std::string> compare_runs(const RunRecord& off, const RunRecord& on)
       " where the time went",
       time("layers: value", off.layers.value, on.layers.value),
       time("layers: query, key", off.layers.query_key, on.layers.query_key),
-      time("layers: the rest", off.layers.delta, on.layers.delta),
+      time("layers: attn, FFN", off.layers.delta, on.layers.delta),
       time("logits and decoding", off.decoding_seconds, on.decoding_seconds),
       time("all the rest", outside(off), outside(on)),
       "",
