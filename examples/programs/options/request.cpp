@@ -114,7 +114,8 @@ void read_policy(const Json& json, const JsonReader& reader, const std::string& 
       read_option(reader, option.key.c_str(), option, option.key, flat);
   for (const auto& [key, text] : flat)
     if (!policy.options.emplace(key, text).second)
-      throw BadRequest(name + ": " + key + " is given twice, in cache and beside it");
+      throw BadRequest(std::string(name).append(": ").append(key).append(
+          " is given twice, in cache and beside it"));
   // `cache: null` alone says that there is none; with options it says nothing of which policy.
   if (!kind && policy.name == "none" && !policy.options.empty()) policy.name.reset();
 }
@@ -136,7 +137,7 @@ Request parse_request(const std::string& text, const std::string& name) {
     for (const OptionInfo& option : entry.options) known.push_back(option.key);
   for (const auto& [key, value] : json.items())
     if (std::find(known.begin(), known.end(), key) == known.end())
-      throw BadRequest(name + ": unknown key \"" + key + "\"");
+      throw BadRequest(std::string(name).append(": unknown key \"").append(key).append("\""));
   Request request;
   request.prompts = read_prompts(reader);
   for (const OptionInfo& option : dllm_cache::decoding_keys())
