@@ -60,8 +60,7 @@ std::string refusal_of(std::string_view key, std::string_view text) {
 
 TEST_CASE("Options: values outside their range are refused by owner, name, range and value",
           "[options][refusal]") {
-  CHECK(refusal_of({.interval = 0}) ==
-        "Owner of it: interval must be at least 1 or never, got 0");
+  CHECK(refusal_of({.interval = 0}) == "Owner of it: interval must be at least 1 or never, got 0");
   CHECK(refusal_of({.count = 4}) == "Owner of it: count must be in [0, 3], got 4");
   CHECK(refusal_of({.share = -0.25}) == "Owner of it: share must be in [0, 1], got -0.25");
   CHECK(refusal_of({.share = std::numeric_limits<double>::quiet_NaN()}) ==
