@@ -99,7 +99,7 @@ int run(const Options& options) {
 
   const auto model = open_model(options.model);
   const Vocabulary vocabulary(options.model);
-  const std::int32_t end = model->config.special.end_of_text;
+  const dllm_cache::EndTokens& ends = model->config.special.end_of_text;
   const std::vector<std::int32_t> tokens = vocabulary.encode(prompt);
   models::TransformerRunner runner(model, options.threads);
   StepwiseRun off_run(runner, tokens, off_plan), on_run(runner, tokens, on_plan);
@@ -112,7 +112,7 @@ int run(const Options& options) {
                static_cast<std::size_t>(live ? std::max(terminal.rows - frame_lines, 6) : 40));
   bool shown = false;
   if (live) {
-    shown = race(off, on, vocabulary, end,
+    shown = race(off, on, vocabulary, ends,
                  {.steps = steps, .speed = options.speed, .colour = !options.no_colour});
     std::printf("\n");
   } else {
@@ -121,8 +121,8 @@ int run(const Options& options) {
   }
   const RunRecord off_record = off_run.record(), on_record = on_run.record();
   if (!shown)
-    print_answers(off, on, vocabulary.decode(off_record.tokens, end),
-                  vocabulary.decode(on_record.tokens, end),
+    print_answers(off, on, vocabulary.decode(off_record.tokens, ends),
+                  vocabulary.decode(on_record.tokens, ends),
                   detect_terminal(!options.no_colour).columns);
   print_lines(compare_runs(off_record, on_record));
   return 0;

@@ -109,8 +109,8 @@ int run(const Options& options) {
   std::optional<SavedAnswers> reference;
   if (!options.reference.empty()) reference = read_answers(options.reference);
   const auto model = open_model(options.model, options.compute.model);
-  const std::int32_t end = model->config.special.end_of_text;
-  if (end < 0 && questions.front().expected)
+  const dllm_cache::EndTokens& ends = model->config.special.end_of_text;
+  if (ends.empty() && questions.front().expected)
     throw BadRequest("--model must have an end-of-text token to judge answers, it has none");
   check_token_ids(questions, model->config.vocabulary);
   models::TransformerRunner runner(model, options.compute.threads);
@@ -130,7 +130,7 @@ int run(const Options& options) {
     settings.policy = {.name = "none", .options = {}};
     uncached = answer_all(runner, questions, settings, options);
   }
-  const Evaluation evaluation = evaluate(questions, end, answers, uncached ? &*uncached : nullptr);
+  const Evaluation evaluation = evaluate(questions, ends, answers, uncached ? &*uncached : nullptr);
 
   if (!options.json.empty()) {
     Json json = to_json(evaluation);

@@ -85,10 +85,10 @@ nlohmann::ordered_json to_json(const GenerationResult& result, bool audited) {
 }
 
 void print_answers(const GenerationResult& result, const Vocabulary* vocabulary,
-                   std::int32_t end_of_text) {
+                   const dllm_cache::EndTokens& ends) {
   for (const auto& tokens : result.tokens) {
     if (vocabulary != nullptr) {
-      std::cout << vocabulary->decode(tokens, end_of_text) << '\n';
+      std::cout << vocabulary->decode(tokens, ends) << '\n';
       continue;
     }
     for (std::size_t i = 0; i < tokens.size(); ++i) std::cout << (i > 0 ? " " : "") << tokens[i];

@@ -16,7 +16,7 @@ namespace {
 
 using Tokens = std::vector<std::int32_t>;
 
-constexpr SpecialTokens special{.mask = 99, .end_of_text = 7};
+const SpecialTokens special{.mask = 99, .end_of_text = 7};
 constexpr double not_a_number = std::numeric_limits<double>::quiet_NaN();
 constexpr double infinity = std::numeric_limits<double>::infinity();
 
@@ -302,7 +302,7 @@ TEST_CASE("SequenceState: predictions of rows that may not be committed are refu
 
 TEST_CASE("SequenceState: end of text ends nothing unless asked", "[sequence_state]") {
   SequenceState state = state_of({.response = 4, .block_length = 2});
-  while (!state.finished()) step(state, special.end_of_text);
+  while (!state.finished()) step(state, special.end_of_text.first());
   CHECK(state.step() == 4);
 }
 
@@ -312,7 +312,7 @@ TEST_CASE("SequenceState: asked to stop early, a finished block with end of text
   step(state, 5);
   step(state, 5);
   CHECK(state.block() == Range{5, 7});
-  step(state, special.end_of_text);
+  step(state, special.end_of_text.first());
   CHECK_FALSE(state.finished());  // the block goes on
   step(state, 5);
   CHECK(state.finished());

@@ -16,13 +16,14 @@ using Json = nlohmann::ordered_json;
 /// Judges one answer after the other.
 class Judge {
  public:
-  Judge(const std::vector<Question>& questions, std::int32_t end)
-      : m_questions(questions), m_end(end), m_knows(questions.front().expected.has_value()) {}
+  Judge(const std::vector<Question>& questions, const dllm_cache::EndTokens& ends)
+      : m_questions(questions), m_ends(ends), m_knows(questions.front().expected.has_value()) {}
 
   [[nodiscard]] bool exact(const Answers& answers, std::size_t i) const {
     const auto& tokens = answers.each[i].tokens;
     const auto& expected = *m_questions[i].expected;
-    const auto end = std::find(tokens.begin(), tokens.end(), m_end);
+    const auto end = std::find_if(tokens.begin(), tokens.end(),
+                                  [this](std::int32_t token) { return m_ends.contains(token); });
     return std::equal(tokens.begin(), end, expected.begin(), expected.end());
   }
 
@@ -31,7 +32,8 @@ class Judge {
     const auto& tokens = answers.each[i].tokens;
     Index right = 0;
     for (std::size_t at = 0; at < tokens.size(); ++at)
-      right += tokens[at] == (at < expected.size() ? expected[at] : m_end) ? 1 : 0;
+      right +=
+          (at < expected.size() ? tokens[at] == expected[at] : m_ends.contains(tokens[at])) ? 1 : 0;
     return right;
   }
 
@@ -93,7 +95,7 @@ class Judge {
 
  private:
   const std::vector<Question>& m_questions;
-  std::int32_t m_end;
+  const dllm_cache::EndTokens& m_ends;
   bool m_knows;  // the answers
 };
 
@@ -148,9 +150,9 @@ Json result_json(const Result& result, const Evaluation* run) {
 
 }  // namespace
 
-Evaluation evaluate(const std::vector<Question>& questions, std::int32_t end,
+Evaluation evaluate(const std::vector<Question>& questions, const dllm_cache::EndTokens& ends,
                     const Answers& answers, const Answers* uncached) {
-  const Judge judge(questions, end);
+  const Judge judge(questions, ends);
   std::vector<std::size_t> all(questions.size());
   std::set<std::string> tasks;
   for (std::size_t i = 0; i < questions.size(); ++i) {

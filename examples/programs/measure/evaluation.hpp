@@ -51,10 +51,11 @@ struct Evaluation {
   double uncached_seconds = 0.0;
 };
 
-/// Judges answers, one a question and at least one; `uncached` may be null, `end` is the model's
-/// end-of-text token, only read where answers are known.
-[[nodiscard]] Evaluation evaluate(const std::vector<Question>& questions, std::int32_t end,
-                                  const Answers& answers, const Answers* uncached);
+/// Judges answers, one a question and at least one; `uncached` may be null, `ends` are the model's
+/// end tokens, only read where answers are known.
+[[nodiscard]] Evaluation evaluate(const std::vector<Question>& questions,
+                                  const dllm_cache::EndTokens& ends, const Answers& answers,
+                                  const Answers* uncached);
 
 /// Everything in an evaluation as JSON: shares as fractions, null where nothing was compared.
 [[nodiscard]] nlohmann::ordered_json to_json(const Evaluation& evaluation);

@@ -12,9 +12,9 @@ namespace {
 
 class Race {
  public:
-  Race(const Side& off, const Side& on, const Vocabulary& vocabulary, std::int32_t end,
-       const RaceOptions& options)
-      : m_off(off), m_on(on), m_vocabulary(vocabulary), m_end(end), m_options(options) {}
+  Race(const Side& off, const Side& on, const Vocabulary& vocabulary,
+       const dllm_cache::EndTokens& ends, const RaceOptions& options)
+      : m_off(off), m_on(on), m_vocabulary(vocabulary), m_ends(ends), m_options(options) {}
 
   bool run() {
     m_screen.emplace();
@@ -49,8 +49,8 @@ class Race {
     m_terminal = now;
     if (!can_race(now)) return m_screen.reset();
     const Frame frame =
-        render_frame(m_off.run.view(m_off.title, m_options.steps, m_vocabulary, m_end),
-                     m_on.run.view(m_on.title, m_options.steps, m_vocabulary, m_end),
+        render_frame(m_off.run.view(m_off.title, m_options.steps, m_vocabulary, m_ends),
+                     m_on.run.view(m_on.title, m_options.steps, m_vocabulary, m_ends),
                      {.columns = now.columns,
                       .rows = now.rows,
                       .colour = now.colour,
@@ -64,7 +64,7 @@ class Race {
   Side m_off;
   Side m_on;
   const Vocabulary& m_vocabulary;
-  std::int32_t m_end;
+  const dllm_cache::EndTokens& m_ends;
   RaceOptions m_options;
   TerminalTraits m_terminal = detect_terminal(m_options.colour);
   std::optional<LiveScreen> m_screen;
@@ -79,9 +79,9 @@ bool can_race(const TerminalTraits& terminal) {
   return terminal.interactive && terminal.columns >= race_columns && terminal.rows >= least_rows;
 }
 
-bool race(const Side& off, const Side& on, const Vocabulary& vocabulary, std::int32_t end,
-          const RaceOptions& options) {
-  return Race(off, on, vocabulary, end, options).run();
+bool race(const Side& off, const Side& on, const Vocabulary& vocabulary,
+          const dllm_cache::EndTokens& ends, const RaceOptions& options) {
+  return Race(off, on, vocabulary, ends, options).run();
 }
 
 }  // namespace programs

@@ -33,8 +33,8 @@ inline constexpr int race_columns = 80;
 /// small, the rest ran undrawn.
 ///
 /// They take turns: the one whose clock is behind takes the next step, so that at any moment both
-/// have computed for about as long. `end` is the end-of-text token.
-bool race(const Side& off, const Side& on, const Vocabulary& vocabulary, std::int32_t end,
-          const RaceOptions& options);
+/// have computed for about as long. `ends` are the tokens that end a text.
+bool race(const Side& off, const Side& on, const Vocabulary& vocabulary,
+          const dllm_cache::EndTokens& ends, const RaceOptions& options);
 
 }  // namespace programs

@@ -64,7 +64,7 @@ void StepwiseRun::watch_step(const dllm_cache::StepReport& report) {
 }
 
 SideView StepwiseRun::view(const std::string& title, Index planned_steps,
-                           const Vocabulary& vocabulary, std::int32_t end) const {
+                           const Vocabulary& vocabulary, const dllm_cache::EndTokens& ends) const {
   constexpr Index fresh_steps = 3;
   SideView view{.title = title,
                 .recomputed = m_recomputed,
@@ -79,7 +79,7 @@ SideView StepwiseRun::view(const std::string& title, Index planned_steps,
     view.work = static_cast<double>(m_loop.counts(0).recomputed) / static_cast<double>(all);
   for (float& share : view.recomputed) share /= static_cast<float>(layers);
   for (std::size_t i = 0; i < m_tokens.size(); ++i) {
-    TokenView token{.state = m_states[i], .end = m_tokens[i] == end};
+    TokenView token{.state = m_states[i], .end = ends.contains(m_tokens[i])};
     if (token.state != TokenState::Masked) token.text = vocabulary.symbol(m_tokens[i]);
     if (token.state == TokenState::Committed && !view.finished &&
         m_committed_in[i] + fresh_steps >= view.step)

@@ -34,7 +34,8 @@ class StepwiseRun {
 
   /// What has been generated so far, as a frame shows it.
   [[nodiscard]] SideView view(const std::string& title, Index planned_steps,
-                              const Vocabulary& vocabulary, std::int32_t end) const;
+                              const Vocabulary& vocabulary,
+                              const dllm_cache::EndTokens& ends) const;
   /// The answer and what it cost.
   [[nodiscard]] RunRecord record() const;
 

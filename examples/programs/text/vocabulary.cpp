@@ -47,10 +47,11 @@ std::vector<std::int32_t> Vocabulary::encode(const std::string& text,
   return tokens;
 }
 
-std::string Vocabulary::decode(std::span<const std::int32_t> tokens, std::int32_t end) const {
+std::string Vocabulary::decode(std::span<const std::int32_t> tokens,
+                               const dllm_cache::EndTokens& ends) const {
   std::string text;
   for (const std::int32_t token : tokens) {
-    if (token == end) break;
+    if (ends.contains(token)) break;
     text += symbol(token);
   }
   return text;

@@ -8,6 +8,8 @@
 #include <string>
 #include <vector>
 
+#include "dllm_cache/decoding/special_tokens.hpp"
+
 namespace programs {
 
 /// The vocabulary of a character-level model: `vocab.txt` beside its weights, one symbol a line, a
@@ -25,8 +27,10 @@ class Vocabulary {
   [[nodiscard]] std::vector<std::int32_t> encode(const std::string& text,
                                                  const std::string& what = "prompt") const;
 
-  /// Text of tokens up to the first `end` token; other special symbols are written as their names.
-  [[nodiscard]] std::string decode(std::span<const std::int32_t> tokens, std::int32_t end) const;
+  /// Text of tokens up to the first that ends a text; other special symbols are written as their
+  /// names.
+  [[nodiscard]] std::string decode(std::span<const std::int32_t> tokens,
+                                   const dllm_cache::EndTokens& ends) const;
 
   /// The symbol of one token, "?" for an unknown one.
   [[nodiscard]] const std::string& symbol(std::int32_t token) const;

@@ -11,15 +11,10 @@
 
 #include "dllm_cache/decoding/decoding_options.hpp"
 #include "dllm_cache/decoding/detail/options_snapshot.hpp"
+#include "dllm_cache/decoding/special_tokens.hpp"
 #include "dllm_cache/plan.hpp"
 
 namespace dllm_cache::inline v0_1 {
-
-/// Tokens that mean something to the loop.
-struct SpecialTokens {
-  std::int32_t mask = no_token;
-  std::int32_t end_of_text = no_token;
-};
 
 /// The denoising state of one sequence: tokens, block and step counters, and which rows may still
 /// be committed. Knows neither model nor cache. Source: LLaDA's `generate` as in
@@ -47,6 +42,7 @@ class SequenceState {
   /// One flag a row: 1 where the token is still to be found. Prompt rows are never masked.
   [[nodiscard]] std::span<const std::uint8_t> masked() const { return m_masked; }
   [[nodiscard]] Index prompt_rows() const { return m_prompt; }
+  [[nodiscard]] const SpecialTokens& special_tokens() const { return m_special; }
   [[nodiscard]] const DecodingOptions& options() const { return m_options; }
   /// Denoising steps done.
   [[nodiscard]] Index step() const { return m_step; }
@@ -87,7 +83,9 @@ class SequenceState {
     out.begin("sequence");
     detail::write_options(out, m_options);
     out.number("mask", m_special.mask);
-    out.number("end_of_text", m_special.end_of_text);
+    const std::span<const std::int32_t> ends = m_special.end_of_text.all();
+    out.number("end_of_text", static_cast<std::uint64_t>(ends.size()));
+    for (const std::int32_t token : ends) out.number("end_of_text", token);
     out.number("prompt", m_prompt);
     out.array("tokens", tokens());
     out.array("masked", masked());
@@ -107,7 +105,9 @@ class SequenceState {
     in.begin("sequence");
     const DecodingOptions options = detail::read_options(in);
     in.expect("mask", special.mask);
-    in.expect("end_of_text", special.end_of_text);
+    const std::span<const std::int32_t> ends = special.end_of_text.all();
+    in.expect("end_of_text", static_cast<std::uint64_t>(ends.size()));
+    for (const std::int32_t token : ends) in.expect("end_of_text", token);
     const auto prompt = in.number<Index>("prompt", 0, most_rows);
     if (options.response < 1 || options.response > most_rows)
       in.refuse("response must be in [1, ", most_rows, "], got ", options.response);
@@ -224,7 +224,7 @@ class SequenceState {
       refuse("commit BernoulliCommit needs Confidence::Random");
     if (o.order_temperature > 0.0 && !is_counted(o.commit))
       refuse("order_temperature needs a counted commit rule");
-    if (o.early_stop && m_special.end_of_text < 0)
+    if (o.early_stop && m_special.end_of_text.empty())
       refuse("early_stop needs a model with an end-of-text token");
   }
 
@@ -247,8 +247,10 @@ class SequenceState {
   void finish_block() {
     const Range rows = block();
     const auto begin = m_tokens.begin() + rows.begin, end = m_tokens.begin() + rows.end;
-    if (m_options.early_stop && std::find(begin, end, m_special.end_of_text) != end) {
-      std::fill(end, m_tokens.end(), m_special.end_of_text);
+    const bool ends = std::any_of(
+        begin, end, [this](std::int32_t token) { return m_special.end_of_text.contains(token); });
+    if (m_options.early_stop && ends) {
+      std::fill(end, m_tokens.end(), m_special.end_of_text.first());
       std::fill(m_masked.begin() + rows.end, m_masked.end(), std::uint8_t{0});
       m_finished = true;
     } else if (m_block + 1 == blocks()) {

@@ -183,7 +183,7 @@ class BatchStep {
       const SequenceState& state = run.sequence->state;
       for (const Index row : pass.rows(i))
         m_tokens.push_back(run.unconditional && row < state.prompt_rows()
-                               ? m_model->special_tokens().mask
+                               ? state.special_tokens().mask
                                : state.tokens()[static_cast<std::size_t>(row)]);
     }
   }
@@ -218,7 +218,7 @@ class BatchStep {
     report.prompt_rows = held.state.prompt_rows();
     report.finished = held.state.finished();
     for (const Prediction& one : predictions.first(static_cast<std::size_t>(report.committed)))
-      if (one.token != m_model->special_tokens().mask)  // else the row stays what it was
+      if (one.token != held.state.special_tokens().mask)  // else the row stays what it was
         held.mark_changed(static_cast<std::size_t>(one.row));
     return report;
   }
