@@ -88,7 +88,8 @@ int run(const Options& options) {
     throw BadRequest("--similarity-threshold does not go with --criterion last-recomputed");
   const Vocabulary vocabulary(options.model);
   const std::vector<Question> questions = read_questions(options.data, &vocabulary, options.count);
-  const auto model = open_model(options.model, options.compute.model);
+  Warnings warnings("dllm-study");
+  const auto model = open_model(options.model, options.compute.model, {}, warnings);
   models::TransformerRunner runner(model, options.compute.threads);
   const AnswerOrigin origin =
       make_origin(options.model, questions, settings, runner.prediction_shift() > 0,
@@ -96,7 +97,7 @@ int run(const Options& options) {
   std::optional<SavedAnswers> reference;
   if (!options.reference.empty()) {
     reference = read_answers(options.reference);
-    check_reference(options.reference, *reference, origin, questions);
+    check_reference(options.reference, *reference, origin, questions, model->config.special.mask);
   }
 
   study::Selector selector;

@@ -93,11 +93,12 @@ int run(const Options& options) {
   const Plan off_plan =
       resolve({.decoding = options.decoding, .policy = {.name = "none", .options = {}}}, dream);
   const Plan on_plan = resolve({.decoding = options.decoding, .policy = options.policy}, dream);
-  const Index steps = planned_steps(off_plan.decoding);
+  const Index steps = planned_steps({}, off_plan.decoding, dllm_cache::no_token);
   const std::string prompt =
       options.prompt_file.empty() ? options.prompt : read_text(options.prompt_file);
 
-  const auto model = open_model(options.model);
+  Warnings warnings("dllm-demo");
+  const auto model = open_model(options.model, {}, {}, warnings);
   const Vocabulary vocabulary(options.model);
   const dllm_cache::EndTokens& ends = model->config.special.end_of_text;
   const std::vector<std::int32_t> tokens = vocabulary.encode(prompt);

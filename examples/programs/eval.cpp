@@ -10,6 +10,7 @@
 #include "programs/options/command_line.hpp"
 #include "programs/options/policies.hpp"
 #include "programs/run/answering.hpp"
+#include "programs/run/oddities.hpp"
 #include "programs/run/open_model.hpp"
 #include "programs/show/evaluation_table.hpp"
 #include "programs/show/progress.hpp"
@@ -61,6 +62,7 @@ void declare(CLI::App& app, Options& options) {
   declare_compute(app, options.compute);
   app.add_flag("--quiet", options.quiet, "No progress bar and no table");
   declare_decoding(app, options.settings.decoding, false);
+  declare_tokens(app, options.settings.tokens);
   declare_policy(app, options.settings.policy);
 }
 
@@ -108,18 +110,25 @@ int run(const Options& options) {
       read_questions(options.data, vocabulary ? &*vocabulary : nullptr, options.count);
   std::optional<SavedAnswers> reference;
   if (!options.reference.empty()) reference = read_answers(options.reference);
-  const auto model = open_model(options.model, options.compute.model);
+  Warnings warnings("dllm-eval");
+  const auto model = open_model(options.model, options.compute.model, settings.tokens, warnings);
   const dllm_cache::EndTokens& ends = model->config.special.end_of_text;
   if (ends.empty() && questions.front().expected)
     throw BadRequest("--model must have an end-of-text token to judge answers, it has none");
-  check_token_ids(questions, model->config.vocabulary);
+  check_token_ids(questions, model->config.vocabulary, model->config.special.mask);
+  Index longest = 0;
+  for (const Question& question : questions)
+    longest = std::max(longest, static_cast<Index>(question.prompt.size()) + question.gen_length);
+  warn_of_length(longest, model->config, warnings);
   models::TransformerRunner runner(model, options.compute.threads);
   const AnswerOrigin origin =
       make_origin(options.model, questions, settings, runner.prediction_shift() > 0,
                   options.compute.model, options.compute.features);
-  if (reference) check_reference(options.reference, *reference, origin, questions);
+  if (reference)
+    check_reference(options.reference, *reference, origin, questions, model->config.special.mask);
 
   const Answers answers = answer_all(runner, questions, settings, options);
+  if (answers.masks_left > 0) warn_of({.masks_left = answers.masks_left}, warnings);
   if (!options.save_answers.empty()) write_answers(options.save_answers, answers, origin);
   std::optional<Answers> uncached;
   if (reference) {
@@ -135,6 +144,8 @@ int run(const Options& options) {
   if (!options.json.empty()) {
     Json json = to_json(evaluation);
     json["settings"] = settings_json(options, origin);
+    json["masks_left"] = answers.masks_left;
+    json["warnings"] = warnings.said();
     write_text(options.json, json.dump() + "\n");
   }
   if (options.json != "-" && !options.quiet) std::cout << to_table(evaluation);

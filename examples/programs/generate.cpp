@@ -25,6 +25,7 @@ struct Options {
   std::string request;
   std::string prompt;
   std::string prompt_file;
+  std::string infill;
   std::string json;
   std::string trace;
   ComputeSettings compute;
@@ -45,11 +46,17 @@ void declare(CLI::App& app, Options& options) {
       app.add_option("--prompt", options.prompt, "A prompt as text, for models with a vocab.txt");
   auto* prompt_file =
       app.add_option("--prompt-file", options.prompt_file, "The same, read from a file");
-  prompt->excludes(request)->excludes(prompt_file);
-  prompt_file->excludes(request);
+  auto* infill = app.add_option("--infill", options.infill,
+                                "Text with gaps to fill, such as \"x = <mask:3>\\n\", for models "
+                                "with a vocab.txt: <mask:N> is "
+                                "a gap of N tokens; --gen-length tokens follow it (default 0)");
+  prompt->excludes(request)->excludes(prompt_file)->excludes(infill);
+  prompt_file->excludes(request)->excludes(infill);
+  infill->excludes(request);
   app.add_option("--json", options.json,
-                 "Write tokens, steps, forwards, operations, rows, cache_bytes and seconds to this "
-                 "file (- for standard output)");
+                 "Write tokens, sequence (where the prompt held masks: all of it, filled), steps, "
+                 "forwards, operations, rows, cache_bytes, seconds, masks_left, empty_steps and "
+                 "warnings to this file (- for standard output)");
   app.add_option("--trace", options.trace,
                  "Write what happened to every row in every step and layer to this safetensors "
                  "file, for dllm-trace: prompt_tokens, final_tokens, tokens_before_step, "
@@ -59,9 +66,11 @@ void declare(CLI::App& app, Options& options) {
                "Run the uncached forward beside every step and report how far the logits and the "
                "tokens of the cached one are from it; not with guidance");
   declare_compute(app, options.compute);
-  app.add_flag("--quiet", options.quiet, "No progress bar, answers or summary: --json alone");
+  app.add_flag("--quiet", options.quiet,
+               "No progress bar, answers or summary: --json and warnings alone");
 
   declare_decoding(app, options.settings.decoding);
+  declare_tokens(app, options.settings.tokens);
   declare_policy(app, options.settings.policy);
 }
 
@@ -72,23 +81,33 @@ std::string prompt_text(const Options& options) {
   return text;
 }
 
-nlohmann::ordered_json to_json(const GenerationResult& result, bool audited) {
-  nlohmann::ordered_json json = {{"tokens", result.tokens},
-                                 {"steps", result.steps},
-                                 {"forwards", result.forwards},
-                                 {"operations", static_cast<std::uint64_t>(result.operations)},
-                                 {"rows", rows_json(result.rows)},
-                                 {"cache_bytes", result.cache_bytes},
-                                 {"seconds", result.seconds}};
+nlohmann::ordered_json to_json(const GenerationResult& result, const Warnings& warnings,
+                               bool audited) {
+  nlohmann::ordered_json json = {{"tokens", result.tokens}};
+  if (!result.sequences.empty()) json["sequence"] = result.sequences;
+  json["steps"] = result.steps;
+  json["forwards"] = result.forwards;
+  json["operations"] = static_cast<std::uint64_t>(result.operations);
+  json["rows"] = rows_json(result.rows);
+  json["cache_bytes"] = result.cache_bytes;
+  json["seconds"] = result.seconds;
+  json["masks_left"] = result.odd.masks_left;
+  json["empty_steps"] = result.odd.empty_steps;
+  json["warnings"] = warnings.said();
   if (audited) json["audit"] = audit_json(result.audit);
   return json;
 }
 
 void print_answers(const GenerationResult& result, const Vocabulary* vocabulary,
                    const dllm_cache::EndTokens& ends) {
-  for (const auto& tokens : result.tokens) {
+  const bool whole = !result.sequences.empty();
+  for (const auto& tokens : whole ? result.sequences : result.tokens) {
     if (vocabulary != nullptr) {
-      std::cout << vocabulary->decode(tokens, ends) << '\n';
+      // Given text goes on behind an end token; the response does not.
+      std::string text;
+      const std::size_t given = tokens.size() - result.tokens.front().size();
+      if (whole) text = vocabulary->decode(std::span(tokens).first(given), {});
+      std::cout << text << vocabulary->decode(std::span(tokens).subspan(given), ends) << '\n';
       continue;
     }
     for (std::size_t i = 0; i < tokens.size(); ++i) std::cout << (i > 0 ? " " : "") << tokens[i];
@@ -102,25 +121,35 @@ int run(const Options& options) {
     return 0;
   }
   if (options.model.empty()) throw BadRequest("--model is required");
-  if (options.request.empty() && options.prompt.empty() && options.prompt_file.empty())
-    throw BadRequest("one of --request, --prompt and --prompt-file must be given");
+  if (options.request.empty() && options.prompt.empty() && options.prompt_file.empty() &&
+      options.infill.empty())
+    throw BadRequest("one of --request, --prompt, --prompt-file and --infill must be given");
   Request request;
   if (!options.request.empty()) request = read_request(options.request);
-  const Settings settings = merge(options.settings, request.settings);
+  Settings settings = merge(options.settings, request.settings);
+  if (!options.infill.empty()) settings.decoding.try_emplace("gen_length", "0");
   check_given(options.settings.policy.options, policy_name(settings.policy));
   // Everything that is asked for is known to make sense before a large model is opened.
   const Plan plan = resolve(settings, is_dream(options.model));
-  const Index steps = planned_steps(plan.decoding);
 
-  const auto model = open_model(options.model, options.compute.model);
+  Warnings warnings("dllm-generate");
+  const auto model = open_model(options.model, options.compute.model, settings.tokens, warnings);
+  const models::TransformerConfig& config = model->config;
   std::optional<Vocabulary> vocabulary;
   if (Vocabulary::exists(options.model)) vocabulary.emplace(options.model);
   if (options.request.empty()) {
     if (!vocabulary)
-      throw BadRequest("--prompt needs a model with a vocab.txt, " + options.model +
-                       " has none: use --request");
-    request.prompts.push_back(vocabulary->encode(prompt_text(options)));
+      throw BadRequest("--prompt and --infill need a model with a vocab.txt, " + options.model +
+                       " has none: use --request, which examples/text.py makes");
+    request.prompts.push_back(options.infill.empty()
+                                  ? vocabulary->encode(prompt_text(options))
+                                  : vocabulary->encode_gaps(options.infill, config.special.mask));
   }
+  Index longest = 0;
+  for (const auto& prompt : request.prompts)
+    longest = std::max(longest, static_cast<Index>(prompt.size()) + plan.decoding.response);
+  warn_of_length(longest, config, warnings);
+  const Index steps = planned_steps(request.prompts, plan.decoding, config.special.mask);
 
   models::TransformerRunner runner(model, options.compute.threads);
   Trace trace;
@@ -129,21 +158,24 @@ int run(const Options& options) {
   std::optional<models::TransformerRunner> auditor;
   if (options.audit) watchers.auditor = &auditor.emplace(model, options.compute.threads);
   Progress progress(!options.quiet);
-  const GenerationResult result = generate(
+  GenerationResult result = generate(
       runner, request.prompts, plan, watchers,
       [&](const dllm_cache::StepReport& report) {
         const auto left =
-            std::count(report.tokens.begin(), report.tokens.end(), model->config.special.mask);
+            std::count(report.tokens.begin(), report.tokens.end(), config.special.mask);
         progress.show(report.step + 1, steps,
                       "steps, sequence " + std::to_string(report.id) + ": " + std::to_string(left) +
                           " tokens masked");
         return true;
       },
       options.compute.features);
+  result.odd.unknown_tokens = count_unknown(result.tokens, vocabulary ? &*vocabulary : nullptr);
+  warn_of(result.odd, warnings);
   if (!options.trace.empty()) trace.write(options.trace);
-  if (!options.json.empty()) write_text(options.json, to_json(result, options.audit).dump() + "\n");
+  if (!options.json.empty())
+    write_text(options.json, to_json(result, warnings, options.audit).dump() + "\n");
   if (options.json != "-" && !options.quiet) {
-    print_answers(result, vocabulary ? &*vocabulary : nullptr, model->config.special.end_of_text);
+    print_answers(result, vocabulary ? &*vocabulary : nullptr, config.special.end_of_text);
     std::fprintf(stderr, "%td steps, %td forwards, %.3f s, %.3g operations, %td rows recomputed\n",
                  result.steps, result.forwards, result.seconds, result.operations,
                  result.rows.recomputed);

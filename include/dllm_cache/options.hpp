@@ -118,7 +118,7 @@ template <OptionType T>
 }
 
 /// What kind of value an option takes.
-enum class OptionKind { Flag, Integer, Number, Word };
+enum class OptionKind { Flag, Integer, Number, Word, Tokens };
 
 template <OptionType T>
 inline constexpr OptionKind kind_of_option = std::same_as<T, bool>     ? OptionKind::Flag

@@ -83,6 +83,8 @@ struct StepInput {
   /// Committed steps since the row's token last changed, 0 where `changed`; 65535: longer, or
   /// never.
   std::span<const std::uint16_t> unchanged_steps = {};
+  /// 1: the row's token was given and never changes; empty: so is the prompt, and nothing else.
+  std::span<const std::uint8_t> given = {};
 };
 
 /// What a policy sees: the caller's knowledge, the shape and the cache's own counters.
@@ -95,6 +97,15 @@ struct StepContext : StepInput {
   [[nodiscard]] Range response() const { return {shape.prompt, shape.rows()}; }
   /// The block being decoded: `block`, or the response when the caller named none.
   [[nodiscard]] Range active_block() const { return block.empty() ? response() : block; }
+  /// Whether a row's token was given and never changes; `0 <= row < shape.rows()` (unchecked).
+  [[nodiscard]] bool is_given(Index row) const {
+    return given.empty() ? row < shape.prompt : given[static_cast<std::size_t>(row)] != 0;
+  }
+  /// Whether nothing is to be found at a row: its token was given, and so was the one it predicts.
+  [[nodiscard]] bool rests(Index row) const {
+    const Index predicted = row + shape.prediction_shift;
+    return is_given(row) && (predicted >= shape.rows() || is_given(predicted));
+  }
   /// Rows that exist in this step: with block-causal attention nothing after the active block.
   [[nodiscard]] Range live() const {
     if (shape.attention_block == 0) return {0, shape.rows()};

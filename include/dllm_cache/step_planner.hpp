@@ -169,6 +169,7 @@ class StepPlanner {
     if (m_traits.needs_block && input.block.empty())
       base::refuse_argument("StepInput: block must be given, policy ", m_traits.name, " needs it");
     check_span("masked", input.masked.size(), m_traits.needs_masked);
+    check_span("given", input.given.size(), false);
     check_span("changed", input.changed.size(), m_traits.needs_changed);
     check_span("confidence", input.confidence.size(), m_traits.needs_confidence);
     check_span("unchanged_steps", input.unchanged_steps.size(), m_traits.needs_unchanged_steps);

@@ -223,7 +223,8 @@ TEST_CASE("Decoding keys: absent keys are the defaults, every key sets its membe
                                                false);
   CHECK(text_of(all) ==
         "response 64, block_length 8, steps 16, temperature 0.5, top_p 0.9, top_k 5, "
-        "order_temperature 0.25, guidance_scale 1.5, guidance_interval 3, early_stop true, seed "
+        "order_temperature 0.25, guidance_scale 1.5, guidance_interval 3, early_stop true, "
+        "suppress_end false, end_last false, seed "
         "18446744073709551615, sequence 0");
   CHECK(all.sampling == Sampling::Categorical);
   CHECK(all.confidence == Confidence::Random);

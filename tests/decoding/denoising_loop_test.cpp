@@ -896,7 +896,7 @@ TEST_CASE("DenoisingLoop: what cannot be decoded is refused and leaves the loop 
     return refused_argument([&] { loop.add(prompt, options, policy); });
   };
   CHECK(refused({1}, {.response = 0}, NoCache{}) ==
-        "DecodingOptions: response must be in [1, 2147483648], got 0");
+        "DecodingOptions: response must be at least 1 where the prompt holds no mask, got 0");
   CHECK(refused({1}, {.response = 4}, DllmCachePolicy{.ratio = 2.0}) ==
         "policy dllm-cache: ratio must be in [0, 1], got 2");
   CHECK(refused({}, {.response = 4}, NoCache{}) ==

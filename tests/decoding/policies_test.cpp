@@ -23,7 +23,7 @@ std::vector<PlainTask> tasks(Index shift) {
       {{1, 2, 3, 4, 5}, 12, 4, 4},  // one token a step
       {{9, 3}, 12, 4, 3},           // the remainder first
       {{7, 8, 7}, 10, 5, 2},        // several a step
-      {{2, 6, 2, 6}, 6, 2, 4},      // more steps than rows: some commit nothing
+      {{2, 6, 2, 6}, 6, 2, 4},      // more steps than rows: some are not taken
       {{5}, 9, 9, 9},               // one block
       {{1, 4}, 7, 1, 1},            // blocks of one row
       {{3, 10, 3}, 1, 1, 1},        // one row

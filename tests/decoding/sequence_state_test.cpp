@@ -76,16 +76,6 @@ TEST_CASE("SequenceState: begins with the prompt and masks", "[sequence_state]")
   CHECK_FALSE(state.finished());
 }
 
-TEST_CASE("SequenceState: a mask in the prompt is a token like any other", "[sequence_state]") {
-  SequenceState state = state_of({.response = 1}, {99, 99});
-  CHECK_FALSE(state.is_candidate(0));
-  CHECK_FALSE(state.is_candidate(1));
-  CHECK(state.is_candidate(2));
-  CHECK(step(state) == std::vector<Index>{2});
-  CHECK(tokens_of(state) == Tokens{99, 99, 5});
-  CHECK(state.finished());
-}
-
 TEST_CASE("SequenceState: an empty prompt is a prompt", "[sequence_state]") {
   SequenceState state = state_of({.response = 2}, {});
   CHECK(state.block() == Range{0, 2});
@@ -117,12 +107,13 @@ TEST_CASE("SequenceState: seven rows in three steps are three, two and two", "[s
   CHECK(counts == std::vector<std::size_t>{3, 2, 2});
 }
 
-TEST_CASE("SequenceState: more steps than rows commit one each, then none", "[sequence_state]") {
+TEST_CASE("SequenceState: more steps than rows commit one each, and no more are taken",
+          "[sequence_state]") {
   SequenceState state = state_of({.response = 2, .steps = 5});
   std::vector<std::size_t> counts;
   while (!state.finished()) counts.push_back(step(state).size());
-  CHECK(counts == std::vector<std::size_t>{1, 1, 0, 0, 0});
-  CHECK(state.step() == 5);
+  CHECK(counts == std::vector<std::size_t>{1, 1});
+  CHECK(state.step() == 2);
 }
 
 TEST_CASE("SequenceState: blocks are decoded one after the other, each with its remainder first",
@@ -390,14 +381,16 @@ TEST_CASE("SequenceState: a bad option is refused by field, range and value",
   const auto refused = [&](const DecodingOptions& options, const std::string& rest) {
     CHECK(refusal_of(options) == who + rest);
   };
-  refused({.response = 0}, "response must be in [1, 2147483648], got 0");
-  refused({.response = -4}, "response must be in [1, 2147483648], got -4");
-  refused({.response = never}, "response must be in [1, 2147483648], got 9223372036854775807");
+  refused({.response = 0}, "response must be at least 1 where the prompt holds no mask, got 0");
+  refused({.response = -4}, "response must be in [0, 2147483648], got -4");
+  refused({.response = never}, "response must be in [0, 2147483648], got 9223372036854775807");
   refused({.response = 6, .block_length = 4}, "block_length must divide response = 6, got 4");
   refused({.response = 6, .block_length = -2}, "block_length must be at least 1, got -2");
   refused({.response = 6, .block_length = 12}, "block_length must divide response = 6, got 12");
   refused({.response = 6, .block_length = 2, .steps = 4},
-          "steps must be a positive multiple of the number of blocks = 3, got 4");
+          "steps must be a positive multiple of the number of blocks = 3 (response / "
+          "block_length), got "
+          "4");
   refused({.response = 6, .steps = -1}, "steps must be at least 1, got -1");
   refused({.temperature = -0.5}, "temperature must be finite and at least 0, got -0.5");
   refused({.temperature = infinity}, "temperature must be finite and at least 0, got inf");

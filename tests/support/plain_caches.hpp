@@ -318,9 +318,10 @@ PlainRun run_plainly(Model& model, PlainCache& cache, const PlainTask& task) {
         if (one.token != at.mask) excludes_mask = false;
       }
 
-      block_ended = task.threshold >= 0.0 ? std::count(tokens.begin() + at.begin,
-                                                       tokens.begin() + at.end, at.mask) == 0
-                                          : at.block_step + 1 == task.steps_per_block;
+      block_ended =
+          task.threshold >= 0.0
+              ? std::count(tokens.begin() + at.begin, tokens.begin() + at.end, at.mask) == 0
+              : at.block_step + 1 == std::min(task.steps_per_block, task.block_length);
       for (const Index row : cache.keeps(at, block_ended)) {
         if (in_pass.count(row) == 0) {
           if (kept.count(row) == 0) throw std::logic_error("plain cache: keeps what nobody has");

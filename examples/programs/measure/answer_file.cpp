@@ -137,7 +137,8 @@ SavedAnswers read_answers(const std::filesystem::path& path) {
 }
 
 void check_reference(const std::filesystem::path& path, const SavedAnswers& reference,
-                     const AnswerOrigin& origin, const std::vector<Question>& questions) {
+                     const AnswerOrigin& origin, const std::vector<Question>& questions,
+                     std::int32_t mask) {
   const auto refuse = [&](const std::string& what, const std::string& there,
                           const std::string& here) {
     throw BadRequest(path.string() + ": does not fit: " + what + " is " + there + " there, " +
@@ -150,14 +151,18 @@ void check_reference(const std::filesystem::path& path, const SavedAnswers& refe
   if (other.model != origin.model) refuse("the hash of the model", other.model, origin.model);
   const Json policy = other.policy.value("policy", Json());
   if (policy != "none") refuse("policy", policy.dump(), "\"none\" wanted");
-  for (const auto& [key, value] : origin.decoding.items())
-    if (!other.decoding.contains(key) || other.decoding.at(key) != value)
-      refuse(key, other.decoding.value(key, Json()).dump(), value.dump());
-  for (std::size_t i = 0; i < questions.size(); ++i)
-    if (static_cast<Index>(reference.answers.each[i].tokens.size()) != questions[i].gen_length)
+  const Json defaults = decoding_json({}, false);  // of options that the file is older than
+  for (const auto& [key, value] : origin.decoding.items()) {
+    const Json there = other.decoding.contains(key) ? other.decoding.at(key) : defaults.at(key);
+    if (there != value) refuse(key, there.dump(), value.dump());
+  }
+  for (std::size_t i = 0; i < questions.size(); ++i) {
+    const Index expected = rows_to_fill(questions[i], mask);
+    if (static_cast<Index>(reference.answers.each[i].tokens.size()) != expected)
       throw BadRequest(path.string() + ": line " + std::to_string(i + 2) + ": expected " +
-                       std::to_string(questions[i].gen_length) + " tokens, got " +
+                       std::to_string(expected) + " tokens, got " +
                        std::to_string(reference.answers.each[i].tokens.size()));
+  }
 }
 
 }  // namespace programs

@@ -44,6 +44,7 @@ void write_answers(const std::filesystem::path& path, const Answers& answers,
 /// Refuses answers that are not those of an uncached run over the same questions with the same
 /// model and decoding: throws BadRequest naming the file and what differs.
 void check_reference(const std::filesystem::path& path, const SavedAnswers& reference,
-                     const AnswerOrigin& origin, const std::vector<Question>& questions);
+                     const AnswerOrigin& origin, const std::vector<Question>& questions,
+                     std::int32_t mask);
 
 }  // namespace programs

@@ -2,6 +2,8 @@
 #include "programs/options/command_line.hpp"
 
 #include <algorithm>
+#include <cstdint>
+#include <limits>
 #include <map>
 #include <ostream>
 #include <vector>
@@ -27,6 +29,8 @@ const char* type_name(OptionKind kind) {
       return "NUMBER";
     case OptionKind::Word:
       return "WORD";
+    case OptionKind::Tokens:
+      return "ID,ID,...";
   }
   return "TEXT";
 }
@@ -48,7 +52,8 @@ CLI::Option* declare(CLI::App& app, const OptionInfo& option, const std::string&
 /// "at least 1 (or never)", and the default where there is one.
 std::string range_and_default(const OptionInfo& option) {
   std::string text = option.kind == OptionKind::Flag ? "" : option.legal;
-  if (option.value) text += (text.empty() ? "default " : "; default ") + *option.value;
+  if (option.value && !option.value->empty())
+    text += (text.empty() ? "default " : "; default ") + *option.value;
   return text.empty() ? "" : " (" + text + ")";
 }
 
@@ -115,6 +120,22 @@ void declare_policy(CLI::App& app, PolicyChoice& choice) {
       done.push_back(option.key);
       declare(app, option, policy_help(option.key), choice.options)->group("Cache");
     }
+}
+
+void declare_tokens(CLI::App& app, TokenSettings& tokens) {
+  constexpr auto most = std::numeric_limits<std::int32_t>::max();
+  app.add_option("--mask-token", tokens.mask,
+                 "Id of the mask token, in place of the checkpoint's, for checkpoints that do not "
+                 "name it")
+      ->check(CLI::Range(std::int32_t{0}, most))
+      ->group("Tokens");
+  app.add_option("--end-token", tokens.ends,
+                 "Id of a token that ends a text, besides those of the checkpoint; may be given "
+                 "more than once")
+      ->check(CLI::Range(std::int32_t{0}, most))
+      ->expected(1)
+      ->take_all()
+      ->group("Tokens");
 }
 
 void declare_threads(CLI::App& app, int& threads) {

@@ -28,6 +28,9 @@ void declare_decoding(CLI::App& app, OptionValues& values, bool for_one_length =
 /// Declares `--policy`, `--no-cache` and the options of all policies in policies().
 void declare_policy(CLI::App& app, PolicyChoice& choice);
 
+/// Declares `--mask-token` and `--end-token`.
+void declare_tokens(CLI::App& app, TokenSettings& tokens);
+
 /// Declares `--threads`.
 void declare_threads(CLI::App& app, int& threads);
 

@@ -18,7 +18,8 @@ using Json = nlohmann::json;
 using dllm_cache::OptionInfo;
 using dllm_cache::OptionKind;
 
-constexpr std::array<std::string_view, 3> own_keys = {"prompt_ids", "cache", "cache_kind"};
+constexpr std::array<std::string_view, 5> own_keys = {"prompt_ids", "cache", "cache_kind",
+                                                      "mask_token", "end_token"};
 // What golden cases say beside their request: tests/golden/README.md.
 constexpr std::array<std::string_view, 6> golden_keys = {"margins", "note",     "probe_steps",
                                                          "model",   "forwards", "rows_per_forward"};
@@ -58,6 +59,8 @@ bool fits(const Json& value, const OptionInfo& option) {
       return value.is_number();
     case OptionKind::Word:
       return false;
+    case OptionKind::Tokens:
+      return value.is_array();
   }
   return false;
 }
@@ -67,6 +70,13 @@ void read_option(const JsonReader& reader, const char* key, const OptionInfo& op
                  const std::string& as, OptionValues& to) {
   const Json* value = reader.find(key);
   if (value == nullptr) return;
+  if (option.kind == OptionKind::Tokens) {
+    std::string ids;
+    for (const std::int32_t id : reader.token_ids(key, *value, "a list of token ids in [0, 2^31)"))
+      ids += (ids.empty() ? "" : ",") + std::to_string(id);
+    to[as] = ids;
+    return;
+  }
   if (!fits(*value, option)) {
     const char* kind = option.kind == OptionKind::Flag      ? ""
                        : option.kind == OptionKind::Integer ? "an integer "
@@ -89,6 +99,16 @@ void read_cache(const Json& cache, const std::string& where, Settings& settings)
   for (const OptionInfo& option : dllm_cache::decoding_keys())
     if (option.key == "guidance_interval")
       read_option(reader, guidance_key, option, option.key, settings.decoding);
+}
+
+void read_tokens(const JsonReader& reader, TokenSettings& tokens) {
+  constexpr const char* one = "a token id in [0, 2^31)";
+  if (const Json* mask = reader.find("mask_token"))
+    tokens.mask = reader.token_ids("mask_token", Json::array({*mask}), one).front();
+  const Json* end = reader.find("end_token");
+  if (end == nullptr) return;
+  tokens.ends = reader.token_ids("end_token", end->is_array() ? *end : Json::array({*end}),
+                                 "a token id in [0, 2^31) or a list of them");
 }
 
 void read_policy(const Json& json, const JsonReader& reader, const std::string& name,
@@ -143,6 +163,7 @@ Request parse_request(const std::string& text, const std::string& name) {
   for (const OptionInfo& option : dllm_cache::decoding_keys())
     read_option(reader, option.key.c_str(), option, option.key, request.settings.decoding);
   read_policy(json, reader, name, request.settings);
+  read_tokens(reader, request.settings.tokens);
   return request;
 }
 

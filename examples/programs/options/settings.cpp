@@ -40,8 +40,11 @@ PolicyChoice merge_policy(PolicyChoice stronger, const PolicyChoice& weaker) {
 }  // namespace
 
 Settings merge(const Settings& stronger, const Settings& weaker) {
-  return {.decoding = merge_decoding(stronger.decoding, weaker.decoding),
-          .policy = merge_policy(stronger.policy, weaker.policy)};
+  return {
+      .decoding = merge_decoding(stronger.decoding, weaker.decoding),
+      .policy = merge_policy(stronger.policy, weaker.policy),
+      .tokens = {.mask = stronger.tokens.mask ? stronger.tokens.mask : weaker.tokens.mask,
+                 .ends = stronger.tokens.ends.empty() ? weaker.tokens.ends : stronger.tokens.ends}};
 }
 
 }  // namespace programs

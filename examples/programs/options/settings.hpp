@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <cstdint>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "dllm_cache/decoding/decoding_keys.hpp"
 #include "dllm_cache/options.hpp"
@@ -21,10 +23,17 @@ struct PolicyChoice {
   OptionValues options;
 };
 
+/// Tokens that a checkpoint does not name, or not as they should be.
+struct TokenSettings {
+  std::optional<std::int32_t> mask;     ///< `mask_token`, in place of the checkpoint's.
+  std::vector<std::int32_t> ends = {};  ///< `end_token`, besides the checkpoint's.
+};
+
 /// Everything that a request or the command line says about a generation, as text by key.
 struct Settings {
   OptionValues decoding;
   PolicyChoice policy;
+  TokenSettings tokens = {};
 };
 
 /// `stronger` where it says something, `weaker` elsewhere. A rule of `stronger` (threshold and its

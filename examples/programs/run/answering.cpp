@@ -5,6 +5,7 @@
 #include <memory>
 #include <numeric>
 
+#include "dllm_cache/decoding/check_decoding.hpp"
 #include "dllm_cache/decoding/denoising_loop.hpp"
 #include "programs/text/errors.hpp"
 
@@ -22,13 +23,24 @@ std::vector<dllm_cache::DecodingOptions> question_options(
     options.response = question.gen_length;
     options.sequence = all.size();
     try {
-      static_cast<void>(dllm_cache::SequenceState(question.prompt, options, special));
+      const bool has_masks = std::find(question.prompt.begin(), question.prompt.end(),
+                                       special.mask) != question.prompt.end();
+      dllm_cache::check_decoding(
+          options, {.prompt_has_masks = has_masks, .has_end_tokens = !special.end_of_text.empty()},
+          dllm_cache::key_words);
     } catch (const std::invalid_argument& error) {
       throw BadRequest(question.where + ": " + error.what());
     }
     all.push_back(options);
   }
   return all;
+}
+
+std::vector<std::int32_t> filled_tokens(const dllm_cache::SequenceState& state) {
+  std::vector<std::int32_t> tokens;
+  for (std::size_t row = 0; row < state.tokens().size(); ++row)
+    if (state.given()[row] == 0) tokens.push_back(state.tokens()[row]);
+  return tokens;
 }
 
 std::vector<std::size_t> places_by_length(const std::vector<Question>& questions) {

@@ -18,7 +18,8 @@ namespace programs {
 
 /// What a model said to one question, and what that took.
 struct Answer {
-  std::vector<std::int32_t> tokens;  ///< `[gen_length]`.
+  /// At the rows that were to be filled: gaps of the prompt, if any, then the response.
+  std::vector<std::int32_t> tokens;
   Index steps = 0;
   Index forwards = 0;
   dllm_cache::DecodingCounts rows;
@@ -32,10 +33,14 @@ struct Answers {
   std::vector<Answer> each;
   double operations = 0.0;
   double seconds = 0.0;  ///< Of denoising; loading is not in it.
+  Index masks_left = 0;  ///< Tokens of all answers that are still the mask.
 };
 
 /// Called with the number of questions answered so far.
 using OnAnswer = std::function<void(Index answered)>;
+
+/// Tokens at the rows of a sequence that were to be filled.
+[[nodiscard]] std::vector<std::int32_t> filled_tokens(const dllm_cache::SequenceState& state);
 
 /// The options of every question in turn; throws BadRequest naming the line of a question that the
 /// settings do not fit.
@@ -87,9 +92,10 @@ template <class Model, class MakeLoop>
   const auto note = [&](const dllm_cache::StepReport& report) {
     if (!report.finished) return;
     --running;
-    const auto response = loop.sequence(report.id).response();
+    const dllm_cache::SequenceState& state = loop.sequence(report.id);
+    answers.masks_left += state.masks_left();
     answers.each[order[static_cast<std::size_t>(report.id)]] = {
-        .tokens = {response.begin(), response.end()},
+        .tokens = filled_tokens(state),
         .steps = report.step + 1,
         .forwards = loop.forwards(report.id),
         .rows = loop.counts(report.id),

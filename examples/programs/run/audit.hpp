@@ -136,9 +136,10 @@ class Audit {
       caches.push_back(&cache_of(entry.id));
       const auto first = static_cast<Index>(tokens.size());
       tokens.insert(tokens.end(), state.tokens().begin(), state.tokens().end());
-      for (Index row = state.prompt_rows(); row < state.block().end; ++row)
-        if (state.is_candidate(row) && row >= shift)
-          m_wanted.push_back({.id = entry.id, .row = row, .place = first + row - shift});
+      for (Index row = state.first_to_fill(); row < state.block().end; ++row)
+        if (state.is_candidate(row))
+          m_wanted.push_back(
+              {.id = entry.id, .row = row, .place = first + std::max<Index>(row - shift, 0)});
     }
     const std::vector<dllm_cache::StepInput> inputs(caches.size());
     auto pass = m_workspace.begin_step(std::span<Cache* const>(caches),
@@ -156,9 +157,9 @@ class Audit {
     const auto found = m_caches.find(id);
     if (found != m_caches.end()) return *found->second;
     const dllm_cache::SequenceState& state = m_loop->sequence(id);
-    const dllm_cache::SequenceShape shape{.prompt = state.prompt_rows(),
-                                          .response = state.options().response,
-                                          .prediction_shift = m_runner->prediction_shift()};
+    // An uncached forward of all rows needs no more than their number.
+    const dllm_cache::SequenceShape shape{.prompt = 0,
+                                          .response = static_cast<Index>(state.tokens().size())};
     return *m_caches
                 .emplace(id,
                          std::make_unique<Cache>(m_runner->shape(), shape, dllm_cache::NoCache()))

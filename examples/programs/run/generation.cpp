@@ -14,13 +14,15 @@ using dllm_cache::models::TransformerRunner;
 
 namespace {
 
-void check_tokens(const std::vector<std::vector<std::int32_t>>& prompts,
-                  const TransformerRunner& runner) {
-  for (const auto& prompt : prompts)
-    for (const std::int32_t token : prompt)
-      if (token < 0 || token >= runner.vocabulary())
-        throw BadRequest("prompt_ids must be in [0, " + std::to_string(runner.vocabulary()) +
-                         "), got " + std::to_string(token));
+// What a finished sequence looks like to its user.
+void note_oddities(const dllm_cache::SequenceState& state, Oddities& odd) {
+  odd.masks_left += state.masks_left();
+  const dllm_cache::DecodingOptions& options = state.options();
+  if (!dllm_cache::is_counted(options.commit)) return;
+  const Index to_fill = std::count(state.given().begin(), state.given().end(), std::uint8_t{0});
+  if (options.steps <= to_fill) return;
+  odd.too_many_steps = true;
+  if (!state.has_gaps() && !options.early_stop) odd.empty_steps += options.steps - state.step();
 }
 
 template <class Loop>
@@ -41,8 +43,9 @@ void watch(Loop& loop, Trace& trace) {
                                   [&](const auto& other) { return other.id == entry.id; });
         trace.forward(entry.id, before + (entry.unconditional ? 1 : 0), state);
       }
-      trace.layer(pass, i, entry.id, state.prompt_rows(), static_cast<Index>(state.tokens().size()),
-                  before + (entry.unconditional ? 1 : 0), layer);
+      trace.layer(pass, i, entry.id, state.first_to_fill(),
+                  static_cast<Index>(state.tokens().size()), before + (entry.unconditional ? 1 : 0),
+                  layer);
     }
   };
 }
@@ -51,7 +54,7 @@ template <class Stored>
 GenerationResult run(TransformerRunner& runner,
                      const std::vector<std::vector<std::int32_t>>& prompts, const Plan& plan,
                      const Watchers& watchers, const OnStep& on_step) {
-  check_tokens(prompts, runner);
+  check_prompts(prompts, plan.decoding, runner.config());
   dllm_cache::DecodingOptions options = plan.decoding;
   if (watchers.auditor != nullptr && options.guidance_scale > 0.0)
     throw BadRequest("cfg_scale must be 0 with --audit, which knows no guidance, got " +
@@ -70,6 +73,7 @@ GenerationResult run(TransformerRunner& runner,
   GenerationResult result;
   result.cancelled = !loop.run([&](const dllm_cache::StepReport& report) {
     if (audit) audit->end_step(report);
+    if (report.committed == 0) ++result.odd.empty_steps;
     return !on_step || on_step(report);
   });
   result.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
@@ -78,15 +82,20 @@ GenerationResult run(TransformerRunner& runner,
     result.audit = audit->steps();
   }
   result.operations = runner.operations() - operations_before;
+  bool any_gaps = false;
   for (Index id = 0; id < loop.sequences(); ++id) {
     const dllm_cache::SequenceState& state = loop.sequence(id);
     result.tokens.emplace_back(state.response().begin(), state.response().end());
+    result.sequences.emplace_back(state.tokens().begin(), state.tokens().end());
+    any_gaps = any_gaps || state.has_gaps();
+    if (state.finished()) note_oddities(state, result.odd);
     result.steps = std::max(result.steps, state.step());
     result.forwards += loop.forwards(id);
     result.rows += loop.counts(id);
     result.cache_bytes += loop.cache_bytes(id);
-    if (watchers.trace != nullptr) watchers.trace->finish(id, state.response());
+    if (watchers.trace != nullptr) watchers.trace->finish(id, state);
   }
+  if (!any_gaps) result.sequences.clear();
   return result;
 }
 
@@ -97,9 +106,13 @@ Plan resolve(const Settings& settings, bool dream) {
           .policy = make_policy(settings.policy)};
 }
 
-Index planned_steps(const dllm_cache::DecodingOptions& options) {
-  return options.steps == 0 || !dllm_cache::is_counted(options.commit) ? options.response
-                                                                       : options.steps;
+Index planned_steps(const std::vector<std::vector<std::int32_t>>& prompts,
+                    const dllm_cache::DecodingOptions& options, std::int32_t mask) {
+  if (options.steps > 0 && dllm_cache::is_counted(options.commit)) return options.steps;
+  Index most = 0;
+  for (const auto& prompt : prompts)
+    most = std::max<Index>(most, std::count(prompt.begin(), prompt.end(), mask));
+  return options.response + most;
 }
 
 GenerationResult generate(TransformerRunner& runner,

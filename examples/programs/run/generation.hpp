@@ -9,6 +9,7 @@
 #include "dllm_cache/models/transformer_runner.hpp"
 #include "programs/options/settings.hpp"
 #include "programs/run/audit.hpp"
+#include "programs/run/oddities.hpp"
 #include "programs/run/trace.hpp"
 
 namespace programs {
@@ -16,7 +17,10 @@ namespace programs {
 /// What a generation cost and said; rows and forwards are summed over all sequences of the batch.
 struct GenerationResult {
   std::vector<std::vector<std::int32_t>> tokens;  ///< Response ids, one list a prompt.
-  Index steps = 0;                                ///< Denoising steps of the longest sequence.
+  /// Prompts with their masks filled and responses; empty where no prompt held a mask.
+  std::vector<std::vector<std::int32_t>> sequences;
+  Oddities odd;
+  Index steps = 0;  ///< Denoising steps of the longest sequence.
   Index forwards = 0;
   double operations = 0.0;
   dllm_cache::DecodingCounts rows;
@@ -56,6 +60,7 @@ struct Plan {
                                         FeatureType features = FeatureType::Float32);
 
 /// Steps that a sequence takes at most, for progress bars.
-[[nodiscard]] Index planned_steps(const dllm_cache::DecodingOptions& options);
+[[nodiscard]] Index planned_steps(const std::vector<std::vector<std::int32_t>>& prompts,
+                                  const dllm_cache::DecodingOptions& options, std::int32_t mask);
 
 }  // namespace programs

@@ -9,8 +9,10 @@
 namespace programs {
 
 std::shared_ptr<const dllm_cache::models::TransformerModel> open_model(
-    const std::filesystem::path& folder, const dllm_cache::models::ComputeOptions& options) {
-  return dllm_cache::models::load_model(folder, options);
+    const std::filesystem::path& folder, const dllm_cache::models::ComputeOptions& options,
+    const TokenSettings& tokens, Warnings& warnings) {
+  auto model = dllm_cache::models::load_model(folder, options);
+  return model;  // TODO merge
 }
 
 bool is_dream(const std::filesystem::path& folder) {

@@ -5,12 +5,16 @@
 #include <memory>
 
 #include "dllm_cache/models/transformer_model.hpp"
+#include "programs/options/settings.hpp"
+#include "programs/text/warnings.hpp"
 
 namespace programs {
 
-/// models::load_model(), compiled once for all programs.
+/// models::load_model(), compiled once for all programs, with the tokens that were asked for; says
+/// what is to be known about the checkpoint.
 [[nodiscard]] std::shared_ptr<const dllm_cache::models::TransformerModel> open_model(
-    const std::filesystem::path& folder, const dllm_cache::models::ComputeOptions& options = {});
+    const std::filesystem::path& folder, const dllm_cache::models::ComputeOptions& options,
+    const TokenSettings& tokens, Warnings& warnings);
 
 /// Whether the model in a folder is decoded like Dream, by its config.json alone: what may be asked
 /// of it is then known before its weights are read. Throws std::runtime_error naming the file.

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "programs/run/question.hpp"
 
+#include <algorithm>
 #include <sstream>
 
 #include "programs/text/fingerprint.hpp"
@@ -57,15 +58,11 @@ Question parse_question(const std::string& line, const std::string& where,
   std::optional<std::string> task;
   reader.read("gen_length", gen_length);
   reader.read("task", task);
-  if (!gen_length || *gen_length < 1)
-    reader.refuse("gen_length", "an integer of at least 1",
+  if (!gen_length || *gen_length < 0)
+    reader.refuse("gen_length", "an integer of at least 0",
                   gen_length ? nlohmann::json(*gen_length) : nlohmann::json());
   question.gen_length = *gen_length;
   question.task = task.value_or("");
-  if (question.expected && static_cast<Index>(question.expected->size()) > question.gen_length)
-    throw BadRequest(
-        where + ": answer must be at most gen_length = " + std::to_string(question.gen_length) +
-        " tokens, got " + std::to_string(question.expected->size()));
   return question;
 }
 
@@ -94,7 +91,11 @@ std::vector<Question> read_questions(const std::filesystem::path& path,
   return questions;
 }
 
-void check_token_ids(const std::vector<Question>& questions, Index vocabulary) {
+Index rows_to_fill(const Question& question, std::int32_t mask) {
+  return question.gen_length + std::count(question.prompt.begin(), question.prompt.end(), mask);
+}
+
+void check_token_ids(const std::vector<Question>& questions, Index vocabulary, std::int32_t mask) {
   const auto check = [&](const Question& question, const char* key,
                          const std::vector<std::int32_t>& ids) {
     for (const std::int32_t id : ids)
@@ -105,6 +106,15 @@ void check_token_ids(const std::vector<Question>& questions, Index vocabulary) {
   for (const Question& question : questions) {
     check(question, "prompt_ids", question.prompt);
     if (question.expected) check(question, "answer_ids", *question.expected);
+    const Index rows = rows_to_fill(question, mask);
+    if (rows == 0)
+      throw BadRequest(question.where +
+                       ": gen_length must be at least 1 where the prompt holds no mask, got 0");
+    if (question.expected && static_cast<Index>(question.expected->size()) > rows)
+      throw BadRequest(question.where + ": answer must be at most gen_length" +
+                       (rows > question.gen_length ? " and the masks of the prompt" : "") + " = " +
+                       std::to_string(rows) + " tokens, got " +
+                       std::to_string(question.expected->size()));
   }
 }
 

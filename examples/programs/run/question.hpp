@@ -18,9 +18,10 @@ using dllm_cache::Index;
 struct Question {
   std::string where;                 ///< File and line, for messages.
   std::vector<std::int32_t> prompt;  ///< Token ids.
-  /// Tokens of the answer, at most `gen_length`, without the end of text.
+  /// Tokens of the answer, without the end of text: at the masks of the prompt, if it has any, and
+  /// behind it.
   std::optional<std::vector<std::int32_t>> expected;
-  Index gen_length = 0;  ///< Tokens to generate, at least 1.
+  Index gen_length = 0;  ///< Tokens to generate behind the prompt.
   std::string task;      ///< "" where the line names none.
 };
 
@@ -34,8 +35,12 @@ struct Question {
                                                    const Vocabulary* vocabulary,
                                                    std::optional<Index> count = {});
 
-/// Refuses token ids outside [0, vocabulary); throws BadRequest naming file, line and key.
-void check_token_ids(const std::vector<Question>& questions, Index vocabulary);
+/// Tokens that a question asks for: masks in its prompt, and `gen_length` behind it.
+[[nodiscard]] Index rows_to_fill(const Question& question, std::int32_t mask);
+
+/// Refuses token ids outside [0, vocabulary), answers longer than what is to be filled, and
+/// questions that ask for nothing; throws BadRequest naming file, line and key.
+void check_token_ids(const std::vector<Question>& questions, Index vocabulary, std::int32_t mask);
 
 /// A hash of prompts, answers and lengths, in hexadecimal.
 [[nodiscard]] std::string fingerprint(const std::vector<Question>& questions);

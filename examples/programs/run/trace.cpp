@@ -25,15 +25,16 @@ void add(SafetensorsWriter& writer, const std::string& name, models::TensorType 
 
 void Trace::forward(Index sequence, Index forward, const dllm_cache::SequenceState& state) {
   Sequence& record = m_sequences[sequence];
-  const auto prompt = state.tokens().first(static_cast<std::size_t>(state.prompt_rows()));
-  record.prompt.assign(prompt.begin(), prompt.end());
-  record.before[state.step()].assign(state.response().begin(), state.response().end());
+  const auto first = state.tokens().begin() + state.first_to_fill();
+  record.prompt.assign(state.tokens().begin(), first);
+  record.before[state.step()].assign(first, state.tokens().end());
   record.step_of_forward.resize(static_cast<std::size_t>(forward) + 1);
   record.step_of_forward.back() = state.step();
 }
 
-void Trace::finish(Index sequence, std::span<const std::int32_t> response) {
-  m_sequences[sequence].final_tokens.assign(response.begin(), response.end());
+void Trace::finish(Index sequence, const dllm_cache::SequenceState& state) {
+  m_sequences[sequence].final_tokens.assign(state.tokens().begin() + state.first_to_fill(),
+                                            state.tokens().end());
 }
 
 bool Trace::uniform() const {

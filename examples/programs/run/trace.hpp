@@ -53,8 +53,8 @@ class Trace {
 
   /// Records that a forward of a sequence begins: the next one, in step `state.step()`.
   void forward(Index sequence, Index forward, const dllm_cache::SequenceState& state);
-  /// Records the answer of a sequence.
-  void finish(Index sequence, std::span<const std::int32_t> response);
+  /// Records the answer of a sequence: all from the first row on that was to be filled.
+  void finish(Index sequence, const dllm_cache::SequenceState& state);
 
   /// Writes the file; throws std::runtime_error naming it.
   void write(const std::filesystem::path& path) const;

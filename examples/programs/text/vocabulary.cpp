@@ -3,6 +3,7 @@
 
 #include <fstream>
 
+#include "dllm_cache/options.hpp"
 #include "programs/text/errors.hpp"
 
 namespace programs {
@@ -44,6 +45,46 @@ std::vector<std::int32_t> Vocabulary::encode(const std::string& text,
     tokens.push_back(found->second);
     at += bytes;
   }
+  return tokens;
+}
+
+std::vector<std::int32_t> Vocabulary::encode_gaps(const std::string& text,
+                                                  std::int32_t mask) const {
+  constexpr std::string_view begin = "<mask:";
+  constexpr dllm_cache::Index longest = 1 << 20;
+  std::vector<std::int32_t> tokens;
+  std::string piece;
+  const auto end_piece = [&] {
+    const std::vector<std::int32_t> ids = encode(piece, "infill");
+    tokens.insert(tokens.end(), ids.begin(), ids.end());
+    piece.clear();
+  };
+  for (std::size_t at = 0; at < text.size(); ++at) {
+    if (text[at] == '\\' && at + 1 < text.size()) {
+      const char next = text[at + 1];
+      if (next == 'n' || next == 't' || next == '\\') {
+        piece += next == 'n' ? '\n' : next == 't' ? '\t' : '\\';
+        ++at;
+        continue;
+      }
+    }
+    if (text.compare(at, begin.size(), begin) != 0) {
+      piece += text[at];
+      continue;
+    }
+    end_piece();
+    const std::size_t end = std::min(text.find('>', at), text.size());
+    const std::size_t number = at + begin.size();
+    const auto count = dllm_cache::parse_option<dllm_cache::Index>(
+        std::string_view(text).substr(number, end - number),
+        dllm_cache::OptionRange<dllm_cache::Index>{});
+    if (end == text.size() || !count || *count < 1 || *count > longest)
+      throw BadRequest("infill: a gap must be written <mask:N> with N in [1, " +
+                       std::to_string(longest) + "], got " + text.substr(at, end + 1 - at));
+    tokens.insert(tokens.end(), static_cast<std::size_t>(*count), mask);
+    at = end;
+  }
+  end_piece();
   return tokens;
 }
 

@@ -27,10 +27,22 @@ class Vocabulary {
   [[nodiscard]] std::vector<std::int32_t> encode(const std::string& text,
                                                  const std::string& what = "prompt") const;
 
+  /// Token ids of a text with gaps, in which `<mask:12>` stands for twelve masks and `\\n`, `\\t`
+  /// and
+  /// `\\\\` for a line break, a tabulator and a backslash; throws BadRequest like encode(), and for
+  /// a gap of another form.
+  [[nodiscard]] std::vector<std::int32_t> encode_gaps(const std::string& text,
+                                                      std::int32_t mask) const;
+
   /// Text of tokens up to the first that ends a text; other special symbols are written as their
   /// names.
   [[nodiscard]] std::string decode(std::span<const std::int32_t> tokens,
                                    const dllm_cache::EndTokens& ends) const;
+
+  /// Number of tokens that it has.
+  [[nodiscard]] dllm_cache::Index size() const {
+    return static_cast<dllm_cache::Index>(m_symbols.size());
+  }
 
   /// The symbol of one token, "?" for an unknown one.
   [[nodiscard]] const std::string& symbol(std::int32_t token) const;

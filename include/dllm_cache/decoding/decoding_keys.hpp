@@ -3,6 +3,8 @@
 
 #include <algorithm>
 #include <array>
+#include <cstdint>
+#include <limits>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -57,6 +59,23 @@ void for_each_parallel_rule(const Visit& visit) {
   visit(FixedCommit{});
 }
 
+/// Token ids of a text that has commas between them.
+[[nodiscard]] inline std::vector<std::int32_t> parse_tokens(std::string_view key,
+                                                            const std::string& text) {
+  std::vector<std::int32_t> tokens;
+  for (std::size_t begin = 0, end = 0; begin <= text.size(); begin = end + 1) {
+    end = std::min(text.find(',', begin), text.size());
+    const auto value = parse_option<Index>(std::string_view(text).substr(begin, end - begin),
+                                           OptionRange<Index>{});
+    if (text.empty()) break;
+    if (!value || *value < 0 || *value > std::numeric_limits<std::int32_t>::max())
+      base::refuse_argument(key, " must be token ids in [0, 2^31) with commas between them, got \"",
+                            text, "\"");
+    tokens.push_back(static_cast<std::int32_t>(*value));
+  }
+  return tokens;
+}
+
 [[nodiscard]] inline const std::string* find_value(const OptionValues& values,
                                                    std::string_view key) {
   const auto found = values.find(key);
@@ -74,7 +93,8 @@ void for_each_parallel_rule(const Visit& visit) {
 }
 
 /// Every key of decoding with its default, none for those that are absent by default. `remasking`
-/// and `alg` are words (OptionInfo::legal lists them), all others numbers or flags.
+/// and `alg` are words (OptionInfo::legal lists them), `suppress_tokens` and `commit_last` ids with
+/// commas between them, all others numbers or flags.
 [[nodiscard]] inline std::vector<OptionInfo> decoding_keys() {
   std::vector<OptionInfo> keys = describe_options(DecodingOptions{});
   const auto add_words = [&](const char* key, const char* help, std::string legal,
@@ -90,6 +110,16 @@ void for_each_parallel_rule(const Visit& visit) {
             detail::list_words(detail::remasking_words), "low_confidence");
   add_words("alg", "Dream's algorithm (entropy where a Dream model is told nothing)",
             detail::list_words(detail::algorithm_words), std::nullopt);
+  const auto add_tokens = [&](const char* key, const char* help) {
+    keys.push_back({.key = key,
+                    .help = help,
+                    .kind = OptionKind::Tokens,
+                    .legal = "token ids",
+                    .word = {},
+                    .value = ""});
+  };
+  add_tokens("suppress_tokens", "tokens that are never predicted");
+  add_tokens("commit_last", "tokens that count as the least sure: committed last");
   const auto add_absent = [&](const auto& rule) {
     for (OptionInfo& info : describe_options(rule)) {
       info.value.reset();
@@ -142,6 +172,10 @@ void for_each_parallel_rule(const Visit& visit) {
   if (rules_given > 0 && eps != nullptr)
     base::refuse_argument("eps belongs to a schedule of steps, it does not go with any of ", rules,
                           ", got ", *eps);
+  if (const std::string* const ids = detail::find_value(values, "suppress_tokens"))
+    options.suppress_tokens = detail::parse_tokens("suppress_tokens", *ids);
+  if (const std::string* const ids = detail::find_value(values, "commit_last"))
+    options.commit_last = detail::parse_tokens("commit_last", *ids);
   const std::vector<OptionInfo> keys = decoding_keys();
   for (const auto& [key, text] : values) {
     const bool known = std::any_of(

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <vector>
 
 #include "dllm_cache/decoding/commit_rule.hpp"
 #include "dllm_cache/options.hpp"
@@ -10,8 +11,10 @@ namespace dllm_cache::inline v0_1 {
 
 /// How one sequence is decoded.
 struct DecodingOptions {
-  Index response = 128;      ///< Response rows, at least 1 (`gen_length`).
-  Index block_length = 0;    ///< Divides `response`; 0: the whole response is one block.
+  Index response = 128;      ///< Response rows (`gen_length`), at least 1; 0 where the prompt
+                             ///< holds masks to fill.
+  Index block_length = 0;    ///< Divides `response`, unless the prompt holds masks; 0: all is one
+                             ///< block.
   Index steps = 0;           ///< Steps in all, a multiple of the number of blocks; 0: one a row.
                              ///< Read by counted commit rules only.
   double temperature = 0.0;  ///< At least 0; 0: the likeliest token.
@@ -24,15 +27,25 @@ struct DecodingOptions {
                                    ///< for counted rules; Dream's `alg_temp`.
   double guidance_scale = 0.0;     ///< `cfg_scale`, at least 0; 0: no guidance.
   Index guidance_interval = 1;  ///< Steps between refreshes of the guidance residual, at least 1.
-  bool early_stop = false;      ///< A finished block with end-of-text ends the sequence.
+  bool early_stop = false;      ///< A finished block with an end token ends the sequence.
+  /// Tokens that are never predicted; their probabilities count as 0. As `suppress_tokens` of
+  /// ZHZisZZ/dllm.
+  std::vector<std::int32_t> suppress_tokens = {};
+  /// Tokens that are predicted as ever, but are the least sure of all: they are committed last, and
+  /// the confidence of other tokens is taken as if these could not be. As `begin_suppress_tokens`
+  /// of ZHZisZZ/dllm.
+  std::vector<std::int32_t> commit_last = {};
+  bool suppress_end = false;  ///< The model's end tokens are never predicted; LLaDA's
+                              ///< `logits_eos_inf`.
+  bool end_last = false;      ///< They are committed last; LLaDA's `confidence_eos_eot_inf`.
   std::uint64_t seed = 0;
   std::uint64_t sequence = 0;  ///< Number of the sequence for random numbers.
 
-  /// All but `sampling`, `confidence` and `commit`, whose numbers the rules tell themselves; keys
-  /// are those of requests (decoding_keys.hpp has them all).
+  /// All but lists of tokens, `sampling`, `confidence` and `commit`, whose numbers the rules tell
+  /// themselves; keys are those of requests (decoding_keys.hpp has them all).
   static void visit_options(auto& self, auto&& visit) {
     constexpr OptionRange<std::uint64_t> any_number{.least = 0};
-    visit("response", self.response, between(1, Index{1} << 31), "tokens to generate",
+    visit("response", self.response, between(0, Index{1} << 31), "tokens to generate",
           "gen_length");
     visit("block_length", self.block_length, OptionRange<Index>{.least = 1, .unset = 0},
           "tokens a block, decoded block after block (default gen_length)");
@@ -50,6 +63,10 @@ struct DecodingOptions {
     visit("guidance_interval", self.guidance_interval, at_least(1),
           "steps between refreshes of the guidance residual");
     visit("early_stop", self.early_stop, yes_or_no, "end when a finished block holds end-of-text");
+    visit("suppress_end", self.suppress_end, yes_or_no,
+          "never predict end-of-text: none of the model's end tokens", "logits_eos_inf");
+    visit("end_last", self.end_last, yes_or_no,
+          "commit end-of-text last: end tokens count as the least sure", "confidence_eos_eot_inf");
     visit("seed", self.seed, any_number, "seed of all random numbers");
     visit("sequence", self.sequence, any_number, "", "");
   }

@@ -51,11 +51,12 @@ class DenoisingLoop {
 
   Observer observer;  ///< Set it before the step that it is to see.
 
-  /// Adds a sequence and returns its number. Throws std::invalid_argument for bad options and for
-  /// tokens outside [0, vocabulary).
+  /// Adds a sequence and returns its number. Masks in the prompt are filled like the response; see
+  /// SequenceState. Throws std::invalid_argument for bad options and for tokens outside
+  /// [0, vocabulary), or [0, embeddings) where the model has more; see HasMoreEmbeddings.
   Index add(std::span<const std::int32_t> prompt, const DecodingOptions& options,
             const AnyPolicy& policy) {
-    check_prompt(prompt);
+    check_tokens(prompt, options);
     m_slots.push_back(make_slot(SequenceState(prompt, options, m_model->special_tokens()), policy));
     return sequences() - 1;
   }
@@ -90,8 +91,8 @@ class DenoisingLoop {
   Index restore(SnapshotReader& in, const AnyPolicy& policy) {
     SequenceState state = SequenceState::restored(in, m_model->special_tokens());
     for (const std::int32_t token : state.tokens())
-      if (token < 0 || token >= m_model->vocabulary())
-        in.refuse("tokens must be in [0, ", m_model->vocabulary(), "), got ", token);
+      if (token < 0 || token >= detail::count_embeddings(*m_model))
+        in.refuse("tokens must be in [0, ", detail::count_embeddings(*m_model), "), got ", token);
     auto slot = make_slot(std::move(state), policy);
     slot->restore(in);
     m_slots.push_back(std::move(slot));
@@ -110,7 +111,7 @@ class DenoisingLoop {
     if (m_step.will_tell_of(id))
       base::refuse_call("DenoisingLoop: restart() of sequence ", id,
                         ", whose report is still to come");
-    check_prompt(prompt);
+    check_tokens(prompt, options);
     if (!done.cache) base::refuse_call("DenoisingLoop: restart() of sequence ", id, ", released");
     const AnyPolicy policy = done.cache->planner().policy();
     SequenceState state(prompt, options, m_model->special_tokens());
@@ -215,16 +216,24 @@ class DenoisingLoop {
   using Slot = detail::LoopSequence<Cache>;
 
   [[nodiscard]] SequenceShape shape_of(const SequenceState& state) const {
-    return {.prompt = state.prompt_rows(),
-            .response = state.options().response,
-            .prediction_shift = m_model->prediction_shift()};
+    // To the cache a prompt ends where the first gap begins: what follows changes.
+    const auto rows = static_cast<Index>(state.tokens().size());
+    const Index shift = m_model->prediction_shift();
+    const Index prompt =
+        state.has_gaps() ? std::max(state.first_to_fill(), shift) : state.prompt_rows();
+    return {.prompt = prompt, .response = rows - prompt, .prediction_shift = shift};
   }
 
-  void check_prompt(std::span<const std::int32_t> tokens) const {
-    for (const std::int32_t token : tokens)
-      if (token < 0 || token >= m_model->vocabulary())
-        base::refuse_argument("DenoisingLoop: prompt must hold tokens in [0, ",
-                              m_model->vocabulary(), "), got ", token);
+  void check_tokens(std::span<const std::int32_t> prompt, const DecodingOptions& options) const {
+    const auto check = [](std::span<const std::int32_t> tokens, const char* what, Index most) {
+      for (const std::int32_t token : tokens)
+        if (token < 0 || token >= most)
+          base::refuse_argument("DenoisingLoop: ", what, " must hold tokens in [0, ", most,
+                                "), got ", token);
+    };
+    check(prompt, "prompt", detail::count_embeddings(*m_model));
+    check(options.suppress_tokens, "suppress_tokens", m_model->vocabulary());
+    check(options.commit_last, "commit_last", m_model->vocabulary());
   }
 
   Cache make_cache(const SequenceState& state, const AnyPolicy& policy) {
@@ -234,7 +243,8 @@ class DenoisingLoop {
   detail::UnconditionalRun<Cache> make_guided(const SequenceState& state, const AnyPolicy& policy) {
     const DecodingOptions& options = state.options();
     return {make_cache(state, policy),
-            Guidance(options.guidance_scale, options.guidance_interval, options.response,
+            Guidance(options.guidance_scale, options.guidance_interval,
+                     static_cast<Index>(state.tokens().size()) - state.first_to_fill(),
                      m_model->vocabulary()),
             state.tokens().size()};
   }

@@ -44,6 +44,28 @@ concept ComputesLogits = requires(M& model, MatrixView<const float> x, MatrixVie
   { model.logits(x, logits) } -> std::same_as<void>;
 };
 
+/// What a DenoisingModel may have besides: `Index embeddings() const`, at least `vocabulary()`.
+///
+/// Tokens of a prompt from `vocabulary()` up to there name rows that no text stands for, such as
+/// those that an image encoder computed; `embed` knows them, and nothing predicts them.
+template <class M>
+concept HasMoreEmbeddings = requires(const M& model) {
+  { model.embeddings() } -> std::convertible_to<Index>;
+};
+
+namespace detail {
+
+/// Tokens that a model can embed: [0, count).
+template <DescribesModel M>
+[[nodiscard]] Index count_embeddings(const M& model) {
+  if constexpr (HasMoreEmbeddings<M>)
+    return model.embeddings();
+  else
+    return model.vocabulary();
+}
+
+}  // namespace detail
+
 /// A masked diffusion language model as the denoising loop sees it: embedding, layers, head.
 ///
 /// Rules no concept can check: the functions may throw and are never given zero rows; one thread

@@ -42,6 +42,10 @@ struct SamplingRule {
   double top_p = 1.0;  ///< In (0, 1]: the likeliest tokens that hold this share (Categorical).
   Index top_k = 0;     ///< At least 0: only the k likeliest; 0: all (Categorical).
   std::int32_t excluded_token = no_token;  ///< Never predicted; its probability counts as 0.
+  /// The same for these; neither list is copied.
+  std::span<const std::int32_t> suppressed = {};
+  /// Predicted as ever, but the least sure; confidence and entropy are those of all other tokens.
+  std::span<const std::int32_t> last = {};
 };
 
 /// What the model says of one masked row.
@@ -78,16 +82,23 @@ class Sampler {
       if (rule.top_k > 0) keep_top_k(rule.top_k);
     }
     m_weights = (m_scores - highest).exp();  // 0 for a score that was cut
-    const double sum = m_weights.sum();
     Prediction prediction{.row = row, .token = choose(highest, rule, key)};
+    for (const std::int32_t token : rule.last)
+      if (token >= 0 && token < m_weights.size()) m_weights[token] = 0.0;
+    const double sum = m_weights.sum();
     // The bound keeps 0 * -infinity out; below it a weight is 0 in any case.
-    prediction.entropy = std::log(sum) - (m_weights * (m_scores - highest).max(-1e3)).sum() / sum;
+    if (sum > 0.0)
+      prediction.entropy = std::log(sum) - (m_weights * (m_scores - highest).max(-1e3)).sum() / sum;
+    if (sum == 0.0 || is_among(prediction.token, rule.last)) {
+      prediction.confidence = least_confidence(rule.confidence);
+      return prediction;
+    }
     switch (rule.confidence) {
       case Confidence::Probability:
         prediction.confidence = m_weights[prediction.token] / sum;
         break;
       case Confidence::Margin:
-        prediction.confidence = (1.0 - second_weight()) / sum;
+        prediction.confidence = weight_margin() / sum;
         break;
       case Confidence::NegativeEntropy:
         prediction.confidence = ((m_weights / sum) * (m_weights / sum + 1e-10).log()).sum();
@@ -111,8 +122,11 @@ class Sampler {
     }
     if (rule.sampling == Sampling::Categorical && rule.temperature > 0.0)
       m_scores /= rule.temperature;  // a pass of its own: a division takes longer than the rest
-    if (rule.excluded_token >= 0 && rule.excluded_token < m_scores.size())
-      m_scores[rule.excluded_token] = cut;
+    const auto exclude = [this](std::int32_t token) {
+      if (token >= 0 && token < m_scores.size()) m_scores[token] = cut;
+    };
+    exclude(rule.excluded_token);
+    for (const std::int32_t token : rule.suppressed) exclude(token);
   }
 
   void sort_order() {
@@ -168,8 +182,20 @@ class Sampler {
     return token;
   }
 
-  // The second largest weight, with multiplicity (the largest is 1).
-  [[nodiscard]] double second_weight() const {
+  static bool is_among(std::int32_t token, std::span<const std::int32_t> tokens) {
+    return std::find(tokens.begin(), tokens.end(), token) != tokens.end();
+  }
+
+  // Below every other one: probabilities and random numbers are above 0, margins at least 0, and
+  // no entropy is that large. Above 0 where rules count by it (BernoulliCommit's last step).
+  static double least_confidence(Confidence confidence) {
+    if (confidence == Confidence::Margin) return -1.0;
+    if (confidence == Confidence::NegativeEntropy) return -1e6;
+    return confidence == Confidence::Random ? std::numeric_limits<double>::min() : 0.0;
+  }
+
+  // The largest weight less the second largest, with multiplicity.
+  [[nodiscard]] double weight_margin() const {
     double first = 0.0, next = 0.0;
     for (const double weight : m_weights) {
       if (weight > first) {
@@ -179,7 +205,7 @@ class Sampler {
         next = weight;
       }
     }
-    return next;
+    return first - next;
   }
 
   // Eigen's own arrays are aligned for its vectors; in memory aligned by chance Eigen would sum in

@@ -9,6 +9,8 @@
 #include <utility>
 #include <vector>
 
+#include "dllm_cache/decoding/block_schedule.hpp"
+#include "dllm_cache/decoding/check_decoding.hpp"
 #include "dllm_cache/decoding/decoding_options.hpp"
 #include "dllm_cache/decoding/detail/options_snapshot.hpp"
 #include "dllm_cache/decoding/special_tokens.hpp"
@@ -17,20 +19,42 @@
 namespace dllm_cache::inline v0_1 {
 
 /// The denoising state of one sequence: tokens, block and step counters, and which rows may still
-/// be committed. Knows neither model nor cache. Source: LLaDA's `generate` as in
-/// utils/generate_function.py of maomaocun/dLLM-cache at 17235bf. Not synchronised.
+/// be committed. Knows neither model nor cache.
+///
+/// A prompt that holds the mask has gaps, which are filled too: the blocks are then a grid over the
+/// whole sequence, those without a mask take no step, and only rows of the block are committed.
+/// Sources: LLaDA's `generate` as in utils/generate_function.py of maomaocun/dLLM-cache at 17235bf;
+/// for gaps `infill` in dllm/core/samplers/mdlm.py of ZHZisZZ/dllm at 13ba372. Differs: steps in
+/// which nothing is left to commit are not taken. Not synchronised.
 class SequenceState {
  public:
   /// Takes the prompt's tokens; throws std::invalid_argument naming field, legal range and value.
   SequenceState(std::span<const std::int32_t> prompt, const DecodingOptions& options,
                 const SpecialTokens& special)
       : m_options(options), m_special(special), m_prompt(static_cast<Index>(prompt.size())) {
-    check_options();
+    if (m_special.mask < 0)
+      base::refuse_argument("SpecialTokens: mask must be a token, got ", m_special.mask);
+    check_options(options, "DecodingOptions");
+    m_has_gaps = std::find(prompt.begin(), prompt.end(), special.mask) != prompt.end();
+    check_decoding(options,
+                   {.prompt_has_masks = m_has_gaps, .has_end_tokens = !special.end_of_text.empty()},
+                   field_words);
     m_tokens.assign(prompt.begin(), prompt.end());
     m_tokens.resize(prompt.size() + static_cast<std::size_t>(options.response), special.mask);
     m_masked.assign(m_tokens.size(), 0);
     std::fill(m_masked.begin() + m_prompt, m_masked.end(), std::uint8_t{1});
-    begin_block(0);
+    for (std::size_t row = 0; row < prompt.size(); ++row)
+      if (prompt[row] == special.mask) m_masked[row] = 1;
+    m_given = m_masked;
+    for (std::uint8_t& flag : m_given) flag ^= 1;
+    m_first = std::find(m_given.begin(), m_given.end(), std::uint8_t{0}) - m_given.begin();
+    m_suppressed = with_ends(options.suppress_tokens, options.suppress_end);
+    m_last = with_ends(options.commit_last, options.end_last);
+    const Index rows = row_count();
+    const Index begin = m_has_gaps ? 0 : m_prompt;
+    const Index length = options.block_length == 0 ? rows - begin : options.block_length;
+    m_blocks = BlockSchedule(options, {begin, rows, length}, m_has_gaps);
+    begin_block((first_to_fill() - begin) / length);
   }
 
   /// Tokens of the prompt and the response; rows not decoded yet hold the mask.
@@ -39,39 +63,52 @@ class SequenceState {
   [[nodiscard]] std::span<const std::int32_t> response() const {
     return tokens().subspan(static_cast<std::size_t>(m_prompt));
   }
-  /// One flag a row: 1 where the token is still to be found. Prompt rows are never masked.
+  /// One flag a row: 1 where the token is still to be found.
   [[nodiscard]] std::span<const std::uint8_t> masked() const { return m_masked; }
+  /// One flag a row: 1 where the token was given with the prompt and never changes.
+  [[nodiscard]] std::span<const std::uint8_t> given() const { return m_given; }
+  /// Whether the prompt held masks.
+  [[nodiscard]] bool has_gaps() const { return m_has_gaps; }
+  /// The first row whose token is or was to be found.
+  [[nodiscard]] Index first_to_fill() const { return m_first; }
+  /// Rows whose token is still the mask, after the end too.
+  [[nodiscard]] Index masks_left() const { return std::count(m_masked.begin(), m_masked.end(), 1); }
   [[nodiscard]] Index prompt_rows() const { return m_prompt; }
   [[nodiscard]] const SpecialTokens& special_tokens() const { return m_special; }
   [[nodiscard]] const DecodingOptions& options() const { return m_options; }
   /// Denoising steps done.
   [[nodiscard]] Index step() const { return m_step; }
   /// Rows of the active block.
-  [[nodiscard]] Range block() const {
-    return {m_prompt + m_block * m_block_length, m_prompt + (m_block + 1) * m_block_length};
-  }
-  [[nodiscard]] const BlockProgress& block_progress() const { return m_progress; }
+  [[nodiscard]] Range block() const { return m_blocks.block(); }
+  [[nodiscard]] const BlockProgress& block_progress() const { return m_blocks.progress(); }
   [[nodiscard]] bool finished() const { return m_finished; }
 
   /// Whether a row may be committed in this step: masked, and before the end of the active block
-  /// (rows that an earlier block left masked stay candidates, as in the reference).
+  /// (rows that an earlier block left masked stay candidates unless there are gaps, as in the
+  /// references).
   [[nodiscard]] bool is_candidate(Index row) const {
-    return row < block().end && m_masked[static_cast<std::size_t>(row)] != 0;
+    return candidate_rows().contains(row) && m_masked[static_cast<std::size_t>(row)] != 0;
   }
 
-  /// How rows are predicted in this step.
+  /// How rows are predicted in this step; valid as long as the state is.
   [[nodiscard]] SamplingRule sampling_rule() const {
     return {.sampling = m_options.sampling,
             .confidence = m_options.confidence,
             .temperature = m_options.temperature,
             .top_p = m_options.top_p,
             .top_k = m_options.top_k,
-            .excluded_token = m_excludes_mask ? m_special.mask : no_token};
+            .excluded_token = m_excludes_mask ? m_special.mask : no_token,
+            .suppressed = m_suppressed,
+            .last = m_last};
   }
   /// Names a row's random numbers in this step.
   [[nodiscard]] RandomKey random_key(Index row) const {
-    return {m_options.seed, m_options.sequence, static_cast<std::uint64_t>(m_step),
-            static_cast<std::uint64_t>(row - m_prompt)};
+    // Steps are numbered as they were planned: those that are not taken change no other's numbers.
+    const Index step = is_counted(m_options.commit) && !m_has_gaps
+                           ? m_blocks.number() * block_progress().steps + block_progress().step
+                           : m_step;
+    return {m_options.seed, m_options.sequence, static_cast<std::uint64_t>(step),
+            static_cast<std::uint64_t>(m_has_gaps ? row : row - m_prompt)};
   }
 
   /// Draws other random numbers from here on: those of sequence `number` with the same seed.
@@ -89,10 +126,12 @@ class SequenceState {
     out.number("prompt", m_prompt);
     out.array("tokens", tokens());
     out.array("masked", masked());
-    out.number("block", m_block);
+    out.array("given", given());
+    out.number("block", m_blocks.number());
     out.number("step", m_step);
-    out.number("block step", m_progress.step);
-    out.number("first_masked", m_progress.first_masked);
+    out.number("block step", block_progress().step);
+    out.number("first_masked", block_progress().first_masked);
+    out.number("planned", m_blocks.planned());
     out.number("excludes_mask", m_excludes_mask);
     out.number("finished", m_finished);
     out.finish();
@@ -109,14 +148,17 @@ class SequenceState {
     in.expect("end_of_text", static_cast<std::uint64_t>(ends.size()));
     for (const std::int32_t token : ends) in.expect("end_of_text", token);
     const auto prompt = in.number<Index>("prompt", 0, most_rows);
-    if (options.response < 1 || options.response > most_rows)
-      in.refuse("response must be in [1, ", most_rows, "], got ", options.response);
+    if (options.response < 0 || options.response > most_rows)
+      in.refuse("response must be in [0, ", most_rows, "], got ", options.response);
     const auto rows = static_cast<std::size_t>(prompt + options.response);
     std::vector<std::int32_t> tokens = in.elements<std::int32_t>(rows);
     std::vector<std::uint8_t> masked = in.elements<std::uint8_t>(rows);
-    SequenceState state(
-        std::span<const std::int32_t>(tokens).first(static_cast<std::size_t>(prompt)), options,
-        special);
+    const std::vector<std::uint8_t> given = in.elements<std::uint8_t>(rows);
+    std::vector<std::int32_t> asked(tokens.begin(), tokens.begin() + prompt);
+    for (std::size_t row = 0; row < asked.size(); ++row)
+      if (given[row] == 0) asked[row] = special.mask;
+    SequenceState state(asked, options, special);
+    if (state.m_given != given) in.refuse("given must be 0 or 1, and 0 where a row was the mask");
     state.m_tokens = std::move(tokens);
     state.m_masked = std::move(masked);
     state.read_progress(in);
@@ -130,12 +172,11 @@ class SequenceState {
   Index commit(std::span<Prediction> predictions) {
     if (m_finished) base::refuse_call("SequenceState: commit() after the end");
     for (const Prediction& one : predictions)
-      if (one.row < m_prompt || !is_candidate(one.row))
+      if (!is_candidate(one.row))
         base::refuse_call("SequenceState: predictions must be of rows that may be committed, ",
                           "got row ", one.row);
     order(predictions);
-    m_progress.masked = candidates();
-    const Index count = count_commits(predictions, m_options.commit, m_progress);
+    const Index count = m_blocks.count(predictions, candidates());
     Index found = 0;
     for (Index i = 0; i < count; ++i) {
       const Prediction& best = predictions[static_cast<std::size_t>(i)];
@@ -145,10 +186,10 @@ class SequenceState {
       if (!still_masked) ++found;
     }
     ++m_step;
-    ++m_progress.step;
+    m_blocks.end_step();
     // A model that predicts the mask itself would keep an open-ended block busy for ever.
     m_excludes_mask = !is_counted(m_options.commit) && found == 0;
-    if (block_finished()) finish_block();
+    if (m_blocks.finished(candidates(), masked_in(block()))) finish_block();
     return count;
   }
 
@@ -156,22 +197,26 @@ class SequenceState {
   static constexpr Index most_rows = Index{1} << 31;
 
   void read_progress(SnapshotReader& in) {
-    m_block = in.number<Index>("block", 0, blocks() - 1);
+    const BlockGrid& grid = m_blocks.grid();
+    const auto block = in.number<Index>("block", 0, grid.count() - 1);
     m_step = in.number<Index>("step", 0, most_counted);
-    const Index last = is_counted(m_options.commit) ? m_progress.steps : m_step;
-    m_progress.step = in.number<Index>("block step", 0, last);
-    m_progress.first_masked = in.number<Index>("first_masked", 0, m_block_length);
+    const auto step = in.number<Index>("block step", 0, most_counted);
+    const auto first_masked = in.number<Index>("first_masked", 0, grid.block(block).size());
+    m_blocks.begin(block, first_masked);
+    m_blocks.resume(step, in.number<Index>("planned", 0, first_masked));
     m_excludes_mask = in.flag("excludes_mask");
     m_finished = in.flag("finished");
-    if (is_counted(m_options.commit) && m_progress.step == m_progress.steps && !m_finished)
-      in.refuse("block step must be below ", m_progress.steps, " before the end, got ",
-                m_progress.step);  // such a block would never end
+    const bool counted = is_counted(m_options.commit);
+    const Index last = counted ? block_progress().steps : m_step;
+    if (step > last) in.refuse("block step must be in [0, ", last, "], got ", step);
+    if (counted && step == last && !m_finished)
+      in.refuse("block step must be below ", last, " before the end, got ",
+                step);  // such a block would never end
     for (std::size_t row = 0; row < m_tokens.size(); ++row) {
-      const bool may_be_masked =
-          static_cast<Index>(row) >= m_prompt && m_tokens[row] == m_special.mask;
+      const bool may_be_masked = m_given[row] == 0 && m_tokens[row] == m_special.mask;
       if (m_masked[row] > (may_be_masked ? 1 : 0))
-        in.refuse("masked must be 0, or 1 where a response row holds the mask; row ", row, " has ",
-                  static_cast<int>(m_masked[row]));
+        in.refuse("masked must be 0, or 1 where a row to be filled holds the mask; row ", row,
+                  " has ", static_cast<int>(m_masked[row]));
     }
   }
 
@@ -193,82 +238,63 @@ class SequenceState {
               });
   }
 
-  [[nodiscard]] Index candidates() const {
-    return std::count(m_masked.begin(), m_masked.begin() + block().end, 1);
+  [[nodiscard]] Index row_count() const { return static_cast<Index>(m_tokens.size()); }
+
+  // A list of tokens, with the model's end tokens where they are asked for.
+  [[nodiscard]] std::vector<std::int32_t> with_ends(std::vector<std::int32_t> tokens,
+                                                    bool ends) const {
+    const std::span<const std::int32_t> all = m_special.end_of_text.all();
+    if (ends) tokens.insert(tokens.end(), all.begin(), all.end());
+    return tokens;
   }
 
-  [[nodiscard]] Index blocks() const { return m_options.response / m_block_length; }
-
-  void check_options() {
-    const DecodingOptions& o = m_options;
-    const auto refuse = [](const auto&... parts) {
-      base::refuse_argument("DecodingOptions: ", parts...);
-    };
-    if (m_special.mask < 0)
-      base::refuse_argument("SpecialTokens: mask must be a token, got ", m_special.mask);
-    dllm_cache::check_options(o, "DecodingOptions");
-    if (o.block_length > 0 && o.response % o.block_length != 0)
-      refuse("block_length must divide response = ", o.response, ", got ", o.block_length);
-    m_block_length = o.block_length == 0 ? o.response : o.block_length;
-    // Other rules end a block when it is done, however many steps that takes.
-    const Index steps = o.steps == 0 || !is_counted(o.commit) ? o.response : o.steps;
-    if (steps % blocks() != 0)
-      refuse("steps must be a positive multiple of the number of blocks = ", blocks(), ", got ",
-             o.steps);
-    m_progress.steps = steps / blocks();
-    if (o.sampling != Sampling::Categorical && (o.top_p < 1.0 || o.top_k > 0))
-      refuse("top_p and top_k need Sampling::Categorical, got top_p ", o.top_p, " and top_k ",
-             o.top_k);
-    check_rule(o.commit);
-    if (std::holds_alternative<BernoulliCommit>(o.commit) && o.confidence != Confidence::Random)
-      refuse("commit BernoulliCommit needs Confidence::Random");
-    if (o.order_temperature > 0.0 && !is_counted(o.commit))
-      refuse("order_temperature needs a counted commit rule");
-    if (o.early_stop && m_special.end_of_text.empty())
-      refuse("early_stop needs a model with an end-of-text token");
+  // Rows among which a step may commit.
+  [[nodiscard]] Range candidate_rows() const {
+    return m_has_gaps ? block() : Range{m_prompt, block().end};
   }
-
-  void begin_block(Index block) {
-    m_block = block;
-    m_progress.step = 0;
-    m_progress.first_masked = masked_in_block();
-  }
-
-  [[nodiscard]] Index masked_in_block() const {
-    const Range rows = block();
+  [[nodiscard]] Index masked_in(Range rows) const {
     return std::count(m_masked.begin() + rows.begin, m_masked.begin() + rows.end, 1);
   }
+  [[nodiscard]] Index candidates() const { return masked_in(candidate_rows()); }
 
-  [[nodiscard]] bool block_finished() const {
-    return is_counted(m_options.commit) ? m_progress.step == m_progress.steps
-                                        : masked_in_block() == 0;
+  void begin_block(Index block) { m_blocks.begin(block, masked_in(m_blocks.grid().block(block))); }
+
+  // Whether the answer ends in the block: text that was given, and the rest of a prompt around a
+  // gap, goes on behind an end token.
+  [[nodiscard]] bool answer_ends_in(Range rows) const {
+    if (!m_options.early_stop) return false;
+    for (Index row = std::max(rows.begin, m_prompt); row < rows.end; ++row)
+      if (m_special.end_of_text.contains(m_tokens[static_cast<std::size_t>(row)])) return true;
+    return false;
   }
 
   void finish_block() {
     const Range rows = block();
-    const auto begin = m_tokens.begin() + rows.begin, end = m_tokens.begin() + rows.end;
-    const bool ends = std::any_of(
-        begin, end, [this](std::int32_t token) { return m_special.end_of_text.contains(token); });
-    if (m_options.early_stop && ends) {
-      std::fill(end, m_tokens.end(), m_special.end_of_text.first());
+    if (answer_ends_in(rows)) {
+      std::fill(m_tokens.begin() + rows.end, m_tokens.end(), m_special.end_of_text.first());
       std::fill(m_masked.begin() + rows.end, m_masked.end(), std::uint8_t{0});
       m_finished = true;
-    } else if (m_block + 1 == blocks()) {
-      m_finished = true;
-    } else {
-      begin_block(m_block + 1);
+      return;
     }
+    // Blocks of given text alone have nothing to do.
+    const BlockGrid& grid = m_blocks.grid();
+    for (Index next = m_blocks.number() + 1; next < grid.count(); ++next)
+      if (masked_in(grid.block(next)) > 0) return begin_block(next);
+    m_finished = true;
   }
 
   DecodingOptions m_options;
   SpecialTokens m_special;
   Index m_prompt;
-  Index m_block_length = 1;
-  Index m_block = 0;
+  Index m_first = 0;
+  BlockSchedule m_blocks;
   Index m_step = 0;
-  BlockProgress m_progress;
   std::vector<std::int32_t> m_tokens;
   std::vector<std::uint8_t> m_masked;
+  std::vector<std::uint8_t> m_given;
+  std::vector<std::int32_t> m_suppressed;
+  std::vector<std::int32_t> m_last;
+  bool m_has_gaps = false;
   bool m_excludes_mask = false;
   bool m_finished = false;
 };

@@ -24,6 +24,7 @@ struct TransformerConfig {
   Index vocabulary = 0;  ///< Rows of the embedding and logits a row.
   double rotary_theta = 1e4;
   Index prediction_shift = 0;
+  Index max_positions = 0;
   SpecialTokens special;
 
   [[nodiscard]] Index query_width() const { return heads.heads * heads.head_dim; }

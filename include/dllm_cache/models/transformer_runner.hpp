@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <memory>
 #include <span>
@@ -56,16 +57,32 @@ class TransformerRunner {
     return {config().layers, config().width, config().query_width(), config().kv_width()};
   }
   [[nodiscard]] Index vocabulary() const { return config().vocabulary; }
+  /// Tokens that embed() knows: the vocabulary, and rows given beside it.
+  [[nodiscard]] Index embeddings() const { return vocabulary() + m_more_embeddings.rows; }
+  /// Gives rows `[any, d]` that tokens from vocabulary() on name, in place of those given before:
+  /// what an image encoder computed, for example. They are read where they are and must outlive
+  /// their use; throws std::invalid_argument for another width.
+  void set_more_embeddings(MatrixView<const float> rows) {
+    if (rows.rows > 0 && rows.cols != config().width)
+      base::refuse_argument("TransformerRunner: embeddings must be ", config().width, " wide, got ",
+                            rows.cols);
+    m_more_embeddings = rows;
+  }
   [[nodiscard]] Index prediction_shift() const { return config().prediction_shift; }
   [[nodiscard]] SpecialTokens special_tokens() const { return config().special; }
 
-  /// Hidden rows x `[tokens, d]` of tokens in `[0, vocabulary)`; throws std::invalid_argument
+  /// Hidden rows x `[tokens, d]` of tokens in `[0, embeddings)`; throws std::invalid_argument
   /// naming the first one outside.
   void embed(std::span<const std::int32_t> tokens, MatrixView<float> x) const {
     for (std::size_t i = 0; i < tokens.size(); ++i) {
-      if (tokens[i] < 0 || tokens[i] >= vocabulary())
-        base::refuse_argument("TransformerRunner: tokens must be in [0, ", vocabulary(), "), got ",
+      if (tokens[i] < 0 || tokens[i] >= embeddings())
+        base::refuse_argument("TransformerRunner: tokens must be in [0, ", embeddings(), "), got ",
                               tokens[i]);
+      if (tokens[i] >= vocabulary()) {
+        std::copy_n(m_more_embeddings.row(tokens[i] - vocabulary()), config().width,
+                    x.row(static_cast<Index>(i)));
+        continue;
+      }
       read_floats(m_model->embedding, tokens[i] * config().width, config().width,
                   x.row(static_cast<Index>(i)));
     }
@@ -112,6 +129,7 @@ class TransformerRunner {
   Products m_products;
   Attention m_attention;
   RotaryEmbedding m_rotary;
+  MatrixView<const float> m_more_embeddings = {};
   ProductInput m_normed;           // [m, d] after a norm
   ProductInput m_attended;         // [m, heads * head_dim]
   ProductInput m_gated;            // [m, feed_forward], the gate before

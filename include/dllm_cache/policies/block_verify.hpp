@@ -3,6 +3,7 @@
 
 #include <algorithm>
 
+#include "dllm_cache/policies/given_rows.hpp"
 #include "dllm_cache/policy.hpp"
 
 namespace dllm_cache::inline v0_1 {
@@ -61,24 +62,26 @@ struct BlockVerifyPolicy {
   void plan(const StepContext& context, StepPlan& plan) const {
     const SequenceShape& shape = context.shape;
     const Range response = context.response();
-    if (context.step % prompt_interval == 0)
+    const bool prompt_due = context.step % prompt_interval == 0;
+    if (prompt_due)
       plan.recompute(context.prompt());
     else
       plan.reuse({shape.prompt - shape.prediction_shift, shape.prompt});
     // With a shifted head the row before the block predicts its first token.
     Range block = context.active_block();
     block.begin = std::max<Index>(0, block.begin - shape.prediction_shift);
-    const Index recomputed =
-        recompute_block ? std::max<Index>(0, block.end - std::max(block.begin, shape.prompt)) : 0;
+    const Range in_response = {std::max(block.begin, shape.prompt), block.end};
+    const Index recomputed = recompute_block ? detail::count_moving(context, in_response) : 0;
+    const Index moving = detail::count_moving(context, response);
     if (context.step % response_interval == 0)
       plan.recompute(response);
     else if (ratio > 0.0)
-      plan.verify(response,
-                  static_cast<Index>(static_cast<double>(response.size() - recomputed) * ratio),
+      plan.verify(response, static_cast<Index>(static_cast<double>(moving - recomputed) * ratio),
                   similarity_threshold);
     else
       plan.reuse(response);
     if (recompute_block) plan.recompute(block);
+    detail::rest_given_rows(context, prompt_due, plan);
     if (refresh_first_layer) plan.cached_layers.begin = 1;
   }
 };

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include "dllm_cache/policies/given_rows.hpp"
 #include "dllm_cache/policy.hpp"
 
 namespace dllm_cache::inline v0_1 {
@@ -11,10 +12,12 @@ namespace dllm_cache::inline v0_1 {
 /// `response_interval`; in between, the values of all response rows are computed and the
 /// `trunc(R * ratio)` rows whose values changed most (lowest cosine similarity) are recomputed in
 /// every layer.
-/// Differs from the repository in work only: prompt rows are in the pass only when the prompt is
-/// due (with a shifted head the last of them always, since it predicts the first response token).
-/// Bidirectional attention only: with block-causal attention the planner refuses its plans until
-/// the last block is active. BlockVerifyPolicy, which is not in the paper, keeps more answers.
+/// In a sequence with gaps the prompt is all text that was given, the response all rows to be
+/// filled. Differs from the repository in work only: prompt rows are in the pass only when the
+/// prompt is due (with a shifted head the last of them always, since it predicts the first response
+/// token). Bidirectional attention only: with block-causal attention the planner refuses its plans
+/// until the last block is active. BlockVerifyPolicy, which is not in the paper, keeps more
+/// answers.
 struct DllmCachePolicy {
   /// Steps between prompt refreshes, at least 1, or `never`; K_p of the paper,
   /// `prompt_interval_steps` of the repository (its scripts use 5 to 100).
@@ -48,17 +51,20 @@ struct DllmCachePolicy {
 
   void plan(const StepContext& context, StepPlan& plan) const {
     const SequenceShape& shape = context.shape;
-    if (context.step % prompt_interval == 0)
+    const bool prompt_due = context.step % prompt_interval == 0;
+    if (prompt_due)
       plan.recompute(context.prompt());
     else
       plan.reuse({shape.prompt - shape.prediction_shift, shape.prompt});
     if (context.step % response_interval == 0)
       plan.recompute(context.response());
     else if (ratio > 0.0)
-      plan.verify(context.response(),
-                  static_cast<Index>(static_cast<double>(shape.response) * ratio));
+      plan.verify(context.response(), static_cast<Index>(static_cast<double>(detail::count_moving(
+                                                             context, context.response())) *
+                                                         ratio));
     else
       plan.reuse(context.response());
+    detail::rest_given_rows(context, prompt_due, plan);
     if (refresh_first_layer) plan.cached_layers.begin = 1;
   }
 };

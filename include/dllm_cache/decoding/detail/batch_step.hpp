@@ -157,15 +157,15 @@ class BatchStep {
     m_runs.clear();
     m_caches.clear();
     m_inputs.clear();
-    std::size_t responses = 0;
+    std::size_t most = 0;  // predictions
     for (const std::unique_ptr<Sequence>& sequence : sequences) {
       if (!sequence->runs()) continue;
-      responses += static_cast<std::size_t>(sequence->state.options().response);
+      most += static_cast<std::size_t>(sequence->state.masks_left());
       add_run(*sequence, false, *sequence->cache, sequence->input());
       if (!sequence->guided || !sequence->guided->guidance.due(sequence->state.step())) continue;
       add_run(*sequence, true, sequence->guided->cache, sequence->guided->input(sequence->state));
     }
-    m_predictions.reserve(responses);
+    m_predictions.reserve(most);
   }
 
   void add_run(Sequence& sequence, bool unconditional, Cache& cache, const StepInput& input) {
@@ -175,14 +175,14 @@ class BatchStep {
     m_inputs.push_back(input);
   }
 
-  // Tokens of the rows in the pass; the unconditional run sees masks in place of its prompt.
+  // Tokens of the rows in the pass; the unconditional run sees masks in place of what was given.
   void gather_tokens(const PassType& pass) {
     m_tokens.clear();
     for (Index i = 0; i < pass.sequences(); ++i) {
       const Run& run = m_runs[static_cast<std::size_t>(i)];
       const SequenceState& state = run.sequence->state;
       for (const Index row : pass.rows(i))
-        m_tokens.push_back(run.unconditional && row < state.prompt_rows()
+        m_tokens.push_back(run.unconditional && state.given()[static_cast<std::size_t>(row)] != 0
                                ? state.special_tokens().mask
                                : state.tokens()[static_cast<std::size_t>(row)]);
     }
@@ -194,14 +194,16 @@ class BatchStep {
     const auto masked = held.state.masked();
     const auto place_in_pass = static_cast<Index>(run);
     const Index shift = m_model->prediction_shift();
-    for (Index row = held.state.prompt_rows(); row < static_cast<Index>(masked.size()); ++row) {
+    for (Index row = held.state.first_to_fill(); row < static_cast<Index>(masked.size()); ++row) {
       if (masked[static_cast<std::size_t>(row)] == 0) continue;
       if (!refreshes && !held.state.is_candidate(row)) continue;
-      const std::optional<Index> place = m_pass->find(row - shift, place_in_pass);
+      // The first row of all has none before it: there Dream's head predicts the row itself.
+      const Index predicts = std::max<Index>(row - shift, 0);
+      const std::optional<Index> place = m_pass->find(predicts, place_in_pass);
       if (!place) continue;  // the policy left it out of this step
       Wanted wanted{.sequence = &held, .run = run, .row = row, .place = *place};
       if (refreshes)
-        wanted.unconditional_place = m_pass->find(row - shift, place_in_pass + 1).value_or(-1);
+        wanted.unconditional_place = m_pass->find(predicts, place_in_pass + 1).value_or(-1);
       m_wanted.push_back(wanted);
     }
   }

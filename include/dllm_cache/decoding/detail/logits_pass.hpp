@@ -63,11 +63,11 @@ class LogitsPass {
       auto& held = *wanted.sequence;
       const std::span<float> row = row_of(logits, static_cast<Index>(i));
       if (held.guided) {
-        const Index response_row = wanted.row - held.state.prompt_rows();
+        const Index guided_row = wanted.row - held.state.first_to_fill();
         if (wanted.unconditional_place >= 0)
-          held.guided->guidance.refresh(response_row, row,
+          held.guided->guidance.refresh(guided_row, row,
                                         row_of(unconditional, next_unconditional++));
-        held.guided->guidance.apply(response_row, row);
+        held.guided->guidance.apply(guided_row, row);
       }
       on_logits(held.id, wanted.row, std::span<const float>(row));
       if (held.state.is_candidate(wanted.row))

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <optional>
+#include <span>
 #include <utility>
 #include <vector>
 
@@ -39,6 +40,11 @@ struct ChangeLog {
   std::vector<std::uint8_t> changed;
   std::vector<std::uint16_t> unchanged_steps;
 };
+
+/// Which rows were given, where that is more than the prompt says.
+[[nodiscard]] inline std::span<const std::uint8_t> given_rows(const SequenceState& state) {
+  return state.has_gaps() ? state.given() : std::span<const std::uint8_t>();
+}
 
 /// The unconditional run of a guided sequence, with counters of its own.
 template <class Cache>
@@ -80,7 +86,8 @@ struct UnconditionalRun {
             .block_step = block == state.block() ? block_step : 0,
             .masked = state.masked(),
             .changed = changes.changed,
-            .unchanged_steps = changes.unchanged_steps};
+            .unchanged_steps = changes.unchanged_steps,
+            .given = given_rows(state)};
   }
   /// It ran in a step on the block `now`.
   void forward_done(const Range& now) {
@@ -113,7 +120,8 @@ struct LoopSequence {
             .block_step = state.block_progress().step,
             .masked = state.masked(),
             .changed = changes.changed,
-            .unchanged_steps = changes.unchanged_steps};
+            .unchanged_steps = changes.unchanged_steps,
+            .given = given_rows(state)};
   }
   /// One of its runs has gone through all layers.
   void forward_done(bool unconditional) {

@@ -6,6 +6,7 @@
 #include <string_view>
 #include <utility>
 #include <variant>
+#include <vector>
 
 #include "dllm_cache/decoding/decoding_options.hpp"
 #include "dllm_cache/snapshot.hpp"
@@ -18,6 +19,8 @@ template <class Options, class Field>
 void for_each_member(Options& options, const Field& field) {
   DecodingOptions::visit_options(options, OptionVisitor{[&](std::string_view name, auto& value,
                                                             auto&&...) { field(name, value); }});
+  field("suppress_tokens", options.suppress_tokens);
+  field("commit_last", options.commit_last);
   field("sampling", options.sampling);
   field("confidence", options.confidence);
 }
@@ -32,7 +35,14 @@ void for_each_number(Rule& rule, const Field& field) {
 }
 
 inline void write_options(SnapshotWriter& out, const DecodingOptions& options) {
-  const auto write = [&](std::string_view name, const auto& value) { out.number(name, value); };
+  const auto write = [&]<class T>(std::string_view name, const T& value) {
+    if constexpr (std::is_same_v<T, std::vector<std::int32_t>>) {
+      out.number(name, static_cast<std::uint64_t>(value.size()));
+      for (const std::int32_t token : value) out.number(name, token);
+    } else {
+      out.number(name, value);
+    }
+  };
   for_each_member(options, write);
   out.number("commit", static_cast<std::int32_t>(options.commit.index()));
   std::visit([&](const auto& rule) { for_each_number(rule, write); }, options.commit);
@@ -49,9 +59,13 @@ template <std::size_t... Places>
 
 [[nodiscard]] inline DecodingOptions read_options(SnapshotReader& in) {
   const auto read = [&]<class T>(std::string_view name, T& value) {
-    if constexpr (std::is_same_v<T, bool>)
+    if constexpr (std::is_same_v<T, bool>) {
       value = in.flag(name);
-    else if constexpr (std::is_same_v<T, Sampling>)
+    } else if constexpr (std::is_same_v<T, std::vector<std::int32_t>>) {
+      const auto count = in.number<std::uint64_t>(name, 0, std::uint64_t{1} << 31);
+      for (std::uint64_t i = 0; i < count; ++i)  // memory grows with what has been read
+        value.push_back(in.number<std::int32_t>(name, 0, std::numeric_limits<std::int32_t>::max()));
+    } else if constexpr (std::is_same_v<T, Sampling>)
       value = in.number(name, Sampling::GumbelNoise, Sampling::Categorical);
     else if constexpr (std::is_same_v<T, Confidence>)
       value = in.number(name, Confidence::Probability, Confidence::Random);
