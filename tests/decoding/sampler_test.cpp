@@ -357,3 +357,36 @@ TEST_CASE("Sampler: the same logits give the same bits wherever the memory lies"
     }
   }
 }
+
+TEST_CASE("Sampler: suppressed tokens are never predicted and have no probability", "[sampler]") {
+  const std::vector<float> logits{1, 5, 4, 2};
+  const std::vector<std::int32_t> suppressed{1, 9};  // one of them beyond the vocabulary
+  Sampler sampler;
+  SamplingRule rule{.suppressed = suppressed};
+  const Prediction got = sampler.sample(3, logits, rule, {});
+  CHECK(got.token == 2);
+  CHECK(got.confidence == Approx(1.0 / (1.0 + std::exp(-3.0) + std::exp(-2.0))).epsilon(tolerance));
+  const std::vector<std::int32_t> all{0, 1, 2, 3};
+  rule.suppressed = all;
+  CHECK_THROWS_AS(static_cast<void>(sampler.sample(3, logits, rule, {})), std::runtime_error);
+}
+
+TEST_CASE("Sampler: tokens that come last are predicted as ever, and the least sure", "[sampler]") {
+  const std::vector<float> logits{1, 5, 4, 2}, others{4, 1, 1, 1};
+  const std::vector<std::int32_t> last{1};
+  Sampler sampler;
+  for (const Confidence confidence : {Confidence::Probability, Confidence::Margin,
+                                      Confidence::NegativeEntropy, Confidence::Random}) {
+    CAPTURE(static_cast<int>(confidence));
+    const SamplingRule rule{.confidence = confidence, .last = last};
+    const Prediction least = sampler.sample(0, logits, rule, {});
+    const Prediction flat = sampler.sample(1, std::vector<float>{2, 1, 2, 2}, rule, {});
+    CHECK(least.token == 1);
+    CHECK(flat.token == 0);
+    CHECK(least.confidence < flat.confidence);
+    CHECK(std::isfinite(least.confidence));
+  }
+  // The confidence of other tokens is that of a distribution without them.
+  const Prediction other = sampler.sample(0, others, {.last = last}, {});
+  CHECK(other.confidence == Approx(1.0 / (1.0 + 2.0 * std::exp(-3.0))).epsilon(tolerance));
+}

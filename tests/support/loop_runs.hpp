@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "dllm_cache/decoding/denoising_loop.hpp"
+#include "dllm_cache/policies/block_verify.hpp"
 #include "dllm_cache/policies/changed_rows.hpp"
 #include "dllm_cache/policies/dkv_decode.hpp"
 #include "dllm_cache/policies/dllm_cache.hpp"
@@ -136,6 +137,30 @@ inline std::vector<Job> motley(Index shift) {
         .guidance_interval = 4},
        DkvDecodePolicy{2}},
   };
+  // Gaps: alone, before a response, in the first row, in one block, in blocks that cut them.
+  constexpr std::int32_t gap = 12;  // FakeModel's mask
+  jobs.push_back({{1, gap, gap, 4, gap, 6}, {.response = 0}, DllmCachePolicy{3, 2, 0.5}});
+  jobs.push_back({{gap, 3, gap, gap, 5},
+                  {.response = 5,
+                   .block_length = 4,
+                   .steps = 5,
+                   .guidance_scale = 1.2,
+                   .guidance_interval = 2},
+                  BlockVerifyPolicy{.prompt_interval = 4, .response_interval = 3, .ratio = 0.5}});
+  jobs.push_back({{2, gap, gap, 7, gap, gap, gap, 1},
+                  {.response = 3, .block_length = 3, .commit = ThresholdCommit{0.5}},
+                  PrefixCachePolicy{}});
+  jobs.push_back({{5, gap, gap, gap, gap, 8},
+                  {.response = 4,
+                   .block_length = 5,
+                   .temperature = 0.8,
+                   .suppress_tokens = {3},
+                   .commit_last = {11, 2},
+                   .seed = 4},
+                  DkvDecodePolicy{3}});
+  jobs.push_back({{9, 9, gap, 1, gap},
+                  {.response = 6, .steps = 4, .commit = TimestepCommit{}},
+                  ChangedRowsPolicy{.keep_active = 1}});
   if (shift == 0) jobs.push_back({{}, {.response = 5, .steps = 2}, DllmCachePolicy{2, 3, 0.4}});
   return jobs;
 }
