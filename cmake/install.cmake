@@ -23,7 +23,7 @@ configure_package_config_file(${PROJECT_SOURCE_DIR}/cmake/dllm_cache-config.cmak
 # Before 1.0 a minor version may change anything; headers serve every architecture.
 write_basic_package_version_file(${generated_dir}/dllm_cache-config-version.cmake
   COMPATIBILITY SameMinorVersion ARCH_INDEPENDENT)
-install(FILES ${generated_dir}/dllm_cache-config.cmake
+install(FILES ${generated_dir}/dllm_cache-config.cmake ${PROJECT_SOURCE_DIR}/cmake/find_eigen.cmake
   ${generated_dir}/dllm_cache-config-version.cmake DESTINATION ${package_dir})
 
 # The pkg-config file finds the headers from where it lies, so that an installation can be moved;

@@ -23,7 +23,7 @@ need_build_tools() {
   need c++ g++ "C++20 compiler, g++ 12 or newer"
   need cmake cmake "build system, 3.24 or newer"
   need ninja ninja-build "runs the build"
-  need /usr/include/eigen3/Eigen/Core libeigen3-dev "matrices, 3.4 or newer: all that the core needs"
+  need /usr/include/eigen3/Eigen/Core libeigen3-dev "matrices, 3.4 or 5: all that the core needs"
   need /usr/include/nlohmann/json.hpp nlohmann-json3-dev "JSON, 3.11 or newer: model configurations"
   need /usr/include/oneapi/dnnl/dnnl.hpp libdnnl-dev "fast matrix products, 2.6 or newer (optional for users)"
   need /usr/include/CLI/CLI.hpp libcli11-dev "command lines of the programs, 2.1 or newer"

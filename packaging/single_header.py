@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""Writes the core (all headers of dllm_cache::dllm_cache) as one header; needs Eigen 3.4 alone.
+"""Writes the core (all headers of dllm_cache::dllm_cache) as one header; needs Eigen alone.
 """
 import argparse
 import re
@@ -14,7 +14,7 @@ SYSTEM = re.compile(r"#include <[^>]+>")
 LICENSE = "// SPDX-License-Identifier: Apache-2.0"
 HEAD = """{license}
 // dllm_cache {version}: {description}.
-// The core in one file, made by packaging/single_header.py; needs Eigen 3.4 or newer and C++20.
+// The core in one file, made by packaging/single_header.py; needs Eigen 3.4 or 5 and C++20.
 // Licensed under the Apache License, Version 2.0: http://www.apache.org/licenses/LICENSE-2.0
 #ifndef DLLM_CACHE_ALL_HPP
 #define DLLM_CACHE_ALL_HPP

@@ -2,6 +2,10 @@
 #pragma once
 
 #include <Eigen/Core>
+#include <algorithm>
+#include <limits>
+#include <stdexcept>
+#include <string>
 
 #include "dllm_cache/base/matrix_view.hpp"
 
@@ -19,9 +23,20 @@ using EigenMap =
                Eigen::Unaligned, Eigen::OuterStride<>>;
 
 /// Maps a view `[rows, cols]` to Eigen, so that a layer written with Eigen can read and write it.
+/// Throws std::length_error for a view too large for a program whose Eigen counts in a smaller type
+/// (`EIGEN_DEFAULT_DENSE_INDEX_TYPE`).
 template <class T>
 [[nodiscard]] EigenMap<T> as_eigen(const MatrixView<T>& view) {
-  return {view.data, view.rows, view.cols, Eigen::OuterStride<>(view.stride)};
+  if constexpr (sizeof(Eigen::Index) < sizeof(Index)) {
+    constexpr Index most = std::numeric_limits<Eigen::Index>::max();
+    if (view.cols > most || view.stride > most ||
+        view.rows > most / std::max<Index>(1, view.stride))
+      throw std::length_error("as_eigen: " + std::to_string(view.rows) + " rows of stride " +
+                              std::to_string(view.stride) +
+                              " are more than EIGEN_DEFAULT_DENSE_INDEX_TYPE can count");
+  }
+  const auto count = [](Index n) { return static_cast<Eigen::Index>(n); };
+  return {view.data, count(view.rows), count(view.cols), Eigen::OuterStride<>(count(view.stride))};
 }
 
 /// Views a row-major Eigen matrix `[rows, cols]`, which must outlive the view.

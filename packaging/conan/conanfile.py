@@ -32,9 +32,9 @@ class DllmCacheConan(ConanFile):
         self.folders.generators = "build/generators"
 
     def requirements(self):
-        self.requires("eigen/[>=3.4.0 <4]")
+        self.requires("eigen/[>=3.4.0 <6]")
         if self.options.with_models:
-            self.requires("nlohmann_json/[>=3.11 <4]")
+            self.requires("nlohmann_json/[^3.11]")
 
     def validate(self):
         if self.settings.get_safe("compiler.cppstd"):
