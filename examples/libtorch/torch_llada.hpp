@@ -149,6 +149,9 @@ class TorchModel {
       if (folder.config_reader().optional_bool(key).value_or(false))
         throw std::runtime_error(folder.config_path().string() + ": key \"" + key +
                                  "\": expected false or absent, got true");
+    if (mapped->config.rotary_scaling != dllm_cache::models::RotaryScaling{})
+      throw std::runtime_error(folder.config_path().string() +
+                               ": a scaled rotary embedding is not computed here");
     m_config = mapped->config;
     m_llada = Llada(m_config, static_cast<double>(mapped->final_norm.epsilon));
     for (const auto& named : m_llada->named_parameters()) {

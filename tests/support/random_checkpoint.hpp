@@ -19,8 +19,9 @@ namespace dllm_cache::testing {
 /// models do not have. Keys that are absent have the loaders' defaults.
 class RandomCheckpoint {
  public:
-  RandomCheckpoint(const std::filesystem::path& folder, const nlohmann::json& config)
-      : m_dream(config.at("model_type") == "Dream") {
+  RandomCheckpoint(const std::filesystem::path& folder, const nlohmann::json& config,
+                   float bias_deviation = 0.1F)
+      : m_dream(config.contains("hidden_size")), m_bias_deviation(bias_deviation) {
     const auto number = [&](const char* llada, const char* dream) {
       return config.at(m_dream ? dream : llada).get<std::int64_t>();
     };
@@ -30,7 +31,9 @@ class RandomCheckpoint {
                                   number("n_kv_heads", "num_key_value_heads");
     const std::int64_t hidden = number("mlp_hidden_size", "intermediate_size");
     const std::int64_t vocabulary = number("vocab_size", "vocab_size");
-    const bool bias = flag("include_bias"), qkv_bias = bias || m_dream || flag("include_qkv_bias");
+    const bool bias = flag("include_bias"),
+               qkv_bias = bias || flag("include_qkv_bias") ||
+                          config.value("attention_bias", config.at("model_type") == "Dream");
 
     const std::string root = m_dream ? "model." : "model.transformer.";
     add(root + (m_dream ? "embed_tokens" : "wte") + ".weight", {vocabulary, width}, 1.0F);
@@ -63,22 +66,26 @@ class RandomCheckpoint {
            float mean = 0.0F) {
     std::int64_t count = 1;
     for (const std::int64_t size : shape) count *= size;
-    std::normal_distribution<float> normal(mean, deviation);
     std::vector<float> values(static_cast<std::size_t>(count));
-    for (float& one : values) one = normal(m_engine);
+    // Weights are the same whether there are biases or not.
+    const bool is_bias = name.ends_with(".bias");
+    std::normal_distribution<float> normal(mean, deviation > 0.0F ? deviation : 1.0F);
+    if (deviation > 0.0F)
+      for (float& one : values) one = normal(is_bias ? m_bias_engine : m_engine);
     m_writer.add(name, models::TensorType::F32, shape, std::as_bytes(std::span(values)));
   }
   void add_norm(const std::string& name, std::int64_t width, bool bias) {
     add(name + ".weight", {width}, 0.1F, 1.0F);
-    if (bias) add(name + ".bias", {width}, 0.1F);
+    if (bias) add(name + ".bias", {width}, m_bias_deviation);
   }
   void add_linear(const std::string& name, std::int64_t outputs, std::int64_t inputs, bool bias) {
     add(name + ".weight", {outputs, inputs}, 1.0F / std::sqrt(static_cast<float>(inputs)));
-    if (bias) add(name + ".bias", {outputs}, 0.1F);
+    if (bias) add(name + ".bias", {outputs}, m_bias_deviation);
   }
 
   bool m_dream;
-  std::mt19937 m_engine{5};
+  float m_bias_deviation;
+  std::mt19937 m_engine{5}, m_bias_engine{6};
   programs::SafetensorsWriter m_writer;
 };
 

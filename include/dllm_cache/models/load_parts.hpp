@@ -5,6 +5,9 @@
 #include <string>
 
 #include "dllm_cache/models/checkpoint/checkpoint_folder.hpp"
+#include "dllm_cache/models/config_keys.hpp"
+#include "dllm_cache/models/read_rotary.hpp"
+#include "dllm_cache/models/read_tokens.hpp"
 #include "dllm_cache/models/tensor_names.hpp"
 #include "dllm_cache/models/transformer_model.hpp"
 
@@ -13,16 +16,22 @@ namespace dllm_cache::inline v0_1::models {
 
 namespace detail {
 
-/// Refuses a checkpoint whose `key` is there and true: a variant that these layers do not compute.
-inline void refuse_true(const ConfigReader& reader, const char* key) {
-  if (reader.optional_bool(key).value_or(false)) reader.refuse(key, "false or absent");
-}
-
-/// Refuses a checkpoint whose `key` is there and is not `expected`.
-inline void require_string(const ConfigReader& reader, const char* key,
-                           const std::string& expected) {
-  const auto value = reader.optional_string(key);
-  if (value && *value != expected) reader.refuse(key, "\"" + expected + "\" or absent");
+/// Begins a model: its name, how it is computed, and what is odd about its config.json. Throws
+/// std::runtime_error for keys that ask for what is not computed.
+inline void begin_model(const CheckpointFolder& folder, KeyStyle style, const char* architecture,
+                        const ComputeOptions& options, TransformerModel& model) {
+  const ConfigReader reader = folder.config_reader();
+  const nlohmann::json* const named = reader.find("architectures");
+  model.architecture = named != nullptr && named->is_array() && !named->empty()
+                           ? named->front().get<std::string>()
+                           : architecture;
+  model.compute = options;
+  std::string unknown;
+  for (const std::string& key : check_config_keys(reader, folder.config(), style))
+    unknown += (unknown.empty() ? "" : ", ") + key;
+  if (!unknown.empty())
+    model.warnings.push_back(folder.config_path().string() +
+                             ": keys that are not known here, and do nothing: " + unknown);
 }
 
 /// Refuses a number of key heads that does not divide the heads.
@@ -31,18 +40,13 @@ inline void require_divisor(const ConfigReader& reader, const char* key, const H
     reader.refuse(key, base::text("a divisor of the number of heads, ", shape.heads));
 }
 
-/// The mask, which must be a token, and the end of a text, which may be absent.
-[[nodiscard]] inline SpecialTokens special_tokens(const ConfigReader& reader, Index vocabulary) {
-  return {.mask = static_cast<std::int32_t>(reader.integer("mask_token_id", 0, vocabulary - 1)),
-          .end_of_text = static_cast<std::int32_t>(
-              reader.optional_integer("eos_token_id", 0, vocabulary - 1).value_or(no_token))};
-}
-
 /// Which norms and linear maps of a checkpoint have a bias.
 struct Biases {
   bool norms = false;
   bool query_key_value = false;
-  bool others = false;  ///< All other linear maps.
+  bool output = false;
+  bool feed_forward = false;
+  bool head = false;
 };
 
 /// Reads the tensors of a checkpoint, by their names, into a model whose `config` and `compute` are
@@ -63,7 +67,7 @@ inline void load_tensors(const CheckpointFolder& folder, const TensorNames& name
     return Linear(weight, bias ? &folder.weight(name + ".bias", {outputs}) : nullptr,
                   model.compute);
   };
-  model.architecture = names.architecture;
+  model.names = &names;
   model.lifetime = folder.lifetime();
   model.embedding =
       folder.weight(std::string(names.embedding) + ".weight", {config.vocabulary, width});
@@ -75,15 +79,15 @@ inline void load_tensors(const CheckpointFolder& folder, const TensorNames& name
     layer.query = linear(prefix + names.query, queries, width, biases.query_key_value);
     layer.key = linear(prefix + names.key, keys, width, biases.query_key_value);
     layer.value = linear(prefix + names.value, keys, width, biases.query_key_value);
-    layer.output = linear(prefix + names.output, width, queries, biases.others);
-    layer.gate = linear(prefix + names.gate, config.feed_forward, width, biases.others);
-    layer.up = linear(prefix + names.up, config.feed_forward, width, biases.others);
-    layer.down = linear(prefix + names.down, width, config.feed_forward, biases.others);
+    layer.output = linear(prefix + names.output, width, queries, biases.output);
+    layer.gate = linear(prefix + names.gate, config.feed_forward, width, biases.feed_forward);
+    layer.up = linear(prefix + names.up, config.feed_forward, width, biases.feed_forward);
+    layer.down = linear(prefix + names.down, width, config.feed_forward, biases.feed_forward);
   }
   model.final_norm = norm(names.final_norm);
   const bool tied = folder.config_reader().optional_bool(names.tied).value_or(false);
   model.head = tied ? Linear(model.embedding, nullptr, model.compute)
-                    : linear(names.head, config.vocabulary, width, biases.others);
+                    : linear(names.head, config.vocabulary, width, biases.head);
 }
 
 }  // namespace detail

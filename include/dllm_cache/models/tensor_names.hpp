@@ -2,16 +2,13 @@
 #pragma once
 
 #include <string>
-#include <string_view>
 
-#include "dllm_cache/base/error.hpp"
 #include "dllm_cache/base/matrix_view.hpp"
 
 namespace dllm_cache::inline v0_1::models {
 
 /// What a checkpoint's tensors are called, without the ".weight" or ".bias" behind every name.
 struct TensorNames {
-  const char* architecture;  ///< As config.json names it.
   const char* embedding;
   const char* layers;  ///< Before a layer's number; see of_layer().
   // Of a layer, behind of_layer().
@@ -29,8 +26,7 @@ struct TensorNames {
 
 /// Names in the checkpoints of LLaDA (GSAI-ML).
 [[nodiscard]] inline const TensorNames& llada_names() {
-  static constexpr TensorNames names{.architecture = "LLaDAModelLM",
-                                     .embedding = "model.transformer.wte",
+  static constexpr TensorNames names{.embedding = "model.transformer.wte",
                                      .layers = "model.transformer.blocks.",
                                      .attention_norm = "attn_norm",
                                      .feed_forward_norm = "ff_norm",
@@ -47,10 +43,9 @@ struct TensorNames {
   return names;
 }
 
-/// Names in the checkpoints of Dream, which are those of Qwen2.
-[[nodiscard]] inline const TensorNames& dream_names() {
-  static constexpr TensorNames names{.architecture = "DreamModel",
-                                     .embedding = "model.embed_tokens",
+/// Names of Llama and Qwen2: in the checkpoints of Dream, and of LLaDA as converters write it.
+[[nodiscard]] inline const TensorNames& llama_names() {
+  static constexpr TensorNames names{.embedding = "model.embed_tokens",
                                      .layers = "model.layers.",
                                      .attention_norm = "input_layernorm",
                                      .feed_forward_norm = "post_attention_layernorm",
@@ -65,14 +60,6 @@ struct TensorNames {
                                      .head = "lm_head",
                                      .tied = "tie_word_embeddings"};
   return names;
-}
-
-/// Names by TransformerModel::architecture; throws std::invalid_argument for one that is not known.
-[[nodiscard]] inline const TensorNames& tensor_names(std::string_view architecture) {
-  for (const TensorNames* names : {&llada_names(), &dream_names()})
-    if (architecture == names->architecture) return *names;
-  base::refuse_argument("TensorNames: architecture must be LLaDAModelLM or DreamModel, got ",
-                        architecture);
 }
 
 }  // namespace dllm_cache::inline v0_1::models

@@ -27,6 +27,13 @@ class ConfigReader {
   ConfigReader(const nlohmann::json& config, std::filesystem::path file)
       : m_config(config), m_file(std::move(file)) {}
 
+  /// Reads the object `value`, which stands under `key`: messages name both.
+  [[nodiscard]] ConfigReader inside(std::string_view key, const nlohmann::json& value) const {
+    ConfigReader reader(value, m_file);
+    reader.m_prefix = m_prefix + std::string(key) + ".";
+    return reader;
+  }
+
   /// The value of a key, or nullptr where it is absent or null.
   [[nodiscard]] const nlohmann::json* find(std::string_view key) const {
     if (!m_config.is_object())
@@ -39,7 +46,8 @@ class ConfigReader {
   /// Refuses the value of a key, or its absence.
   [[noreturn]] void refuse(std::string_view key, std::string_view expected) const {
     const nlohmann::json* const value = find(key);
-    detail::refuse_file(m_file, "key ", detail::in_quotes(key), ": expected ", expected, ", got ",
+    detail::refuse_file(m_file, "key ", detail::in_quotes(m_prefix + std::string(key)),
+                        ": expected ", expected, ", got ",
                         value == nullptr ? "none" : detail::json_text(*value));
   }
 
@@ -104,6 +112,7 @@ class ConfigReader {
 
   const nlohmann::json& m_config;
   std::filesystem::path m_file;
+  std::string m_prefix;
 };
 
 }  // namespace dllm_cache::inline v0_1::models

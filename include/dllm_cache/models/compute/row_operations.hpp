@@ -11,6 +11,7 @@
 #include "dllm_cache/base/matrix_view.hpp"
 #include "dllm_cache/base/scalar.hpp"
 #include "dllm_cache/eigen.hpp"
+#include "dllm_cache/models/compute/rotary_scaling.hpp"
 #include "dllm_cache/models/compute/parallel.hpp"
 #include "dllm_cache/models/compute/rounding.hpp"
 #include "dllm_cache/models/compute/softmax.hpp"
@@ -87,12 +88,13 @@ struct RmsNorm {
 class RotaryEmbedding {
  public:
   /// `head_dim` even and at least 2, `theta > 0` (checked by the model's configuration).
-  RotaryEmbedding(Index head_dim, double theta) : m_half(head_dim / 2) {
+  RotaryEmbedding(Index head_dim, double theta, const RotaryScaling& scaling = {})
+      : m_half(head_dim / 2) {
     m_frequencies.resize(static_cast<std::size_t>(m_half));
     for (Index i = 0; i < m_half; ++i)
-      m_frequencies[static_cast<std::size_t>(i)] =
+      m_frequencies[static_cast<std::size_t>(i)] = scaling.apply(
           1.0F / std::pow(static_cast<float>(theta),
-                          static_cast<float>(2 * i) / static_cast<float>(head_dim));
+                          static_cast<float>(2 * i) / static_cast<float>(head_dim)));
   }
 
   /// Turns x `[m, heads * head_dim]` in place by the positions `[m]`.
