@@ -438,7 +438,7 @@ TEST_CASE("dllm-eval: bad options end with 2, bad files with 1", "[programs]") {
   check_refusal(eval(good + "--batch 0"), 2, "batch");
   check_refusal(eval(good + "--count 2"), 2, "count must be at most 1");
   check_refusal(eval(good + "--gen-length 8"), 2, "gen-length");
-  check_refusal(eval(good + "--block-length 3"), 2, "line 1: DecodingOptions: block_length");
+  check_refusal(eval(good + "--block-length 3"), 2, "line 1: block_length must divide gen_length");
   check_refusal(eval(good + "--policy none --ratio 0.5"), 2, "--ratio");
   check_refusal(eval(good + "--policy unknown"), 2, "policy");
   check_refusal(
