@@ -238,7 +238,43 @@ TEST_CASE("CheckpointFolder: a file in place of the folder is refused", "[checkp
 TEST_CASE("CheckpointFolder: a missing config.json is refused", "[checkpoint][refusal]") {
   const ShardedFolder folder;
   std::filesystem::remove(folder / "config.json");
-  REQUIRE_THAT(refusal_of(folder.path()), Contains("config.json\"") && Contains("No such file"));
+  REQUIRE_THAT(refusal_of(folder.path()),
+               Contains(folder.path().string()) && Contains("got no config.json"));
+}
+
+TEST_CASE(
+    "CheckpointFolder: weights of other formats are named where config.json or safetensors "
+    "files are missing",
+    "[checkpoint][refusal]") {
+  const TemporaryFolder folder;
+  for (const char* name : {"model-q4.gguf", "consolidated.00.pth", "notes.txt"})
+    folder.write(name, "");
+  REQUIRE_THAT(refusal_of(folder.path()),
+               Contains("got no config.json, found \"consolidated.00.pth\", \"model-q4.gguf\"") &&
+                   !Contains("notes.txt"));
+  folder.write("config.json", "{}");
+  REQUIRE_THAT(refusal_of(folder.path()),
+               Contains("got neither, found \"consolidated.00.pth\", \"model-q4.gguf\""));
+}
+
+TEST_CASE("CheckpointFolder: a GGUF file in place of the folder is refused as one",
+          "[checkpoint][refusal]") {
+  const TemporaryFolder folder;
+  REQUIRE_THAT(refusal_of(folder.write("llada.gguf", "GGUF")),
+               Contains("expected a folder, got a file") && Contains("GGUF files are not read"));
+}
+
+TEST_CASE("CheckpointFolder: a config.json that is another file is refused as what it is",
+          "[checkpoint][refusal]") {
+  const ShardedFolder folder;
+  const auto [text, meaning] = GENERATE(table<std::string, std::string>({
+      {"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "a Git LFS pointer"},
+      {"<!doctype html>", "a page of HTML"},
+      {"", "the file is empty"},
+      {R"({"n_layers":2,"d_mod)", "cut short, 20 bytes end inside an object"},
+  }));
+  folder.write("config.json", text);
+  REQUIRE_THAT(refusal_of(folder.path()), Contains("config.json\"") && Contains(meaning));
 }
 
 TEST_CASE("CheckpointFolder: a config.json that is no JSON object is refused",
@@ -344,7 +380,11 @@ TEST_CASE("CheckpointFolder: a missing shard is refused", "[checkpoint][refusal]
   const ShardedFolder folder;
   std::filesystem::remove(folder / "part-2.safetensors");
   REQUIRE_THAT(refusal_of(folder.path()),
-               Contains("part-2.safetensors\"") && Contains("No such file"));
+               Contains("part-2.safetensors\"") &&
+                   Contains("missing, though \"model.safetensors.index.json\" names it") &&
+                   Contains("the download is incomplete") && !Contains("found"));
+  folder.write("part-2.safetensors.incomplete", "");
+  REQUIRE_THAT(refusal_of(folder.path()), Contains("found \"part-2.safetensors.incomplete\""));
 }
 
 TEST_CASE("CheckpointFolder: a tensor that is not in the shard of the index is refused",

@@ -267,15 +267,23 @@ TEST_CASE("SafetensorsFile: a file shorter than the header length is refused",
                    Contains("expected at least 8 bytes, got " + std::to_string(size)));
 }
 
-TEST_CASE("SafetensorsFile: a header longer than the file is refused", "[safetensors][refusal]") {
-  const std::uint64_t length =
-      GENERATE(std::uint64_t{3}, std::uint64_t{100'000'000}, std::uint64_t{1} << 32U,
-               std::uint64_t{1} << 63U, std::numeric_limits<std::uint64_t>::max() - 7,
-               std::numeric_limits<std::uint64_t>::max());
+TEST_CASE("SafetensorsFile: a file cut short in its header is refused with both lengths",
+          "[safetensors][refusal]") {
+  const std::uint64_t length = GENERATE(std::uint64_t{3}, std::uint64_t{100'000'000});
   REQUIRE_THAT(
       refusal_of_text(file_text(length, "{}")),
-      Contains("odd.safetensors") &&
-          Contains("header length: expected at most 2 bytes, got " + std::to_string(length)));
+      Contains("odd.safetensors") && Contains("cut short in its header: expected at least " +
+                                              std::to_string(length + 8) + " bytes, got 10"));
+}
+
+TEST_CASE("SafetensorsFile: a header length that none has is refused", "[safetensors][refusal]") {
+  const std::uint64_t length = GENERATE(
+      std::uint64_t{100'000'001}, std::uint64_t{1} << 32U, std::uint64_t{1} << 63U,
+      std::numeric_limits<std::uint64_t>::max() - 7, std::numeric_limits<std::uint64_t>::max());
+  REQUIRE_THAT(refusal_of_text(file_text(length, "{}")),
+               Contains("odd.safetensors") &&
+                   Contains("header length: expected at most 100000000 bytes, got " +
+                            std::to_string(length)));
 }
 
 TEST_CASE("SafetensorsFile: a header above 100 MB is refused even if the file has it",
@@ -375,6 +383,30 @@ TEST_CASE("SafetensorsFile: metadata other than a map of strings are refused",
                Contains("odd.safetensors") && Contains(reason));
 }
 
+TEST_CASE("SafetensorsFile: a file cut short in its tensors is refused with both lengths",
+          "[safetensors][refusal]") {
+  const std::string header = R"({"a":{"dtype":"U8","shape":[8],"data_offsets":[0,8]},)"
+                             R"("b":{"dtype":"F32","shape":[5],"data_offsets":[8,28]}})";
+  const std::size_t held = GENERATE(std::size_t{0}, std::size_t{8}, std::size_t{27});
+  REQUIRE_THAT(refusal_of(header, held),
+               Contains("odd.safetensors") &&
+                   Contains("cut short: expected " + std::to_string(8 + header.size() + 28) +
+                            " bytes, got " + std::to_string(8 + header.size() + held)));
+}
+
+TEST_CASE("SafetensorsFile: what lies in place of weights is named", "[safetensors][refusal]") {
+  const auto [text, meaning] = GENERATE(table<std::string, std::string>({
+      {"", "empty: expected at least 8 bytes, got 0"},
+      {"{\"a", "cut short: expected at least 8 bytes, got 3"},
+      {"<!DOCTYPE html><html lang=\"en\">", "a page of HTML"},
+      {"\n <HTML><body>404</body>", "a page of HTML"},
+      {"<?xml version=\"1.0\"?><Error>", "an XML text"},
+      {std::string("GGUF\x03\0\0\0", 8), "a GGUF file, which is not read"},
+      {std::string("PK\x03\x04\0\0\x08\x08", 8), "a zip archive, as PyTorch saves weights"},
+  }));
+  REQUIRE_THAT(refusal_of_text(text), Contains("odd.safetensors") && Contains(meaning));
+}
+
 // ---- tensors that are refused
 
 TEST_CASE("SafetensorsFile: a bad entry is refused with file, tensor and reason",
@@ -412,7 +444,6 @@ TEST_CASE("SafetensorsFile: a bad entry is refused with file, tensor and reason"
       {R"({"dtype":"U8","shape":[8],"data_offsets":[0.0,8]})", "<= end <= 8, got [0.0,8]"},
       {R"({"dtype":"U8","shape":[9],"data_offsets":[-1,8]})", "<= end <= 8, got [-1,8]"},
       {R"({"dtype":"U8","shape":[0],"data_offsets":[8,0]})", "<= end <= 8, got [8,0]"},
-      {R"({"dtype":"U8","shape":[9],"data_offsets":[0,9]})", "<= end <= 8, got [0,9]"},
       {R"({"dtype":"U8","shape":[0],"data_offsets":[9,9]})", "<= end <= 8, got [9,9]"},
       {R"({"dtype":"U8","shape":[8],"data_offsets":[0,18446744073709551615]})", "[begin, end]"},
       {R"({"dtype":"U8","shape":[7],"data_offsets":[0,8]})", "expected 7 bytes for U8 [7], got 8"},

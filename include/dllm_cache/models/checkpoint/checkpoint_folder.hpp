@@ -11,11 +11,11 @@
 #include <span>
 #include <string>
 #include <string_view>
-#include <system_error>
 #include <utility>
 
 #include "dllm_cache/models/checkpoint/config.hpp"
 #include "dllm_cache/models/checkpoint/file_error.hpp"
+#include "dllm_cache/models/checkpoint/folder_content.hpp"
 #include "dllm_cache/models/checkpoint/json_file.hpp"
 #include "dllm_cache/models/checkpoint/safetensors_file.hpp"
 #include "dllm_cache/models/checkpoint/tensor.hpp"
@@ -36,31 +36,24 @@ class CheckpointFolder {
   /// config.json or weights missing; config.json or the index not a JSON object or the weight_map
   /// not a map of strings; a shard named with a path separator or as "." or ".." (only files in the
   /// folder are opened); a shard missing or without a tensor that the index puts there; and
-  /// whatever SafetensorsFile refuses.
+  /// whatever SafetensorsFile refuses. What was found instead is named.
   explicit CheckpointFolder(std::filesystem::path folder) {
-    std::error_code error;
-    if (!std::filesystem::is_directory(folder, error))
-      detail::refuse_file(folder, "expected a folder, got ",
-                          std::filesystem::exists(folder, error) ? "a file" : "none");
     auto contents = std::make_shared<Contents>();
+    contents->config = read_config(folder);
     contents->folder = std::move(folder);
-    contents->config = read_json_object(contents->folder / "config.json");
-    // Links count even when they dangle: the message is then about the file that was meant.
     const std::filesystem::path single = contents->folder / "model.safetensors";
     const std::filesystem::path index = contents->folder / "model.safetensors.index.json";
-    if (std::filesystem::symlink_status(single, error).type() !=
-        std::filesystem::file_type::not_found) {
+    if (detail::has_entry(single)) {
       contents->weights = single;
       const SafetensorsFile& file = contents->open("model.safetensors");
       for (const Tensor& tensor : file.tensors()) contents->insert(file, tensor);
-    } else if (std::filesystem::symlink_status(index, error).type() !=
-               std::filesystem::file_type::not_found) {
+    } else if (detail::has_entry(index)) {
       contents->weights = index;
       contents->read_index();
     } else {
-      detail::refuse_file(
-          contents->folder,
-          "expected model.safetensors or model.safetensors.index.json, got neither");
+      detail::refuse_file(contents->folder,
+                          "expected model.safetensors or model.safetensors.index.json, got neither",
+                          detail::found_text(detail::weight_like_names(contents->folder)));
     }
     m_contents = std::move(contents);
   }
@@ -83,6 +76,12 @@ class CheckpointFolder {
   [[nodiscard]] const Tensor* find(std::string_view name) const noexcept {
     const auto found = m_contents->tensors.find(name);
     return found == m_contents->tensors.end() ? nullptr : found->second.tensor;
+  }
+
+  /// Calls `use(tensor)` for every tensor, in ascending order of their names.
+  template <class Use>
+  void for_each(const Use& use) const {
+    for (const auto& [name, place] : m_contents->tensors) use(*place.tensor);
   }
 
   /// The tensor of that name, which must have exactly that shape ([]: a scalar).
@@ -152,6 +151,10 @@ class CheckpointFolder {
     const SafetensorsFile& open(const std::string& file_name) {
       const auto found = files.find(file_name);
       if (found != files.end()) return found->second;
+      if (file_name != "model.safetensors" && !detail::has_entry(folder / file_name))
+        detail::refuse_file(folder / file_name, "missing, though ",
+                            detail::in_quotes(weights.filename().string()), " names it",
+                            detail::download_text(folder));
       return files.try_emplace(file_name, folder / file_name).first->second;
     }
 

@@ -19,6 +19,7 @@
 #include "dllm_cache/models/checkpoint/mapped_file.hpp"
 #include "dllm_cache/models/checkpoint/tensor.hpp"
 #include "dllm_cache/models/checkpoint/tensor_entry.hpp"
+#include "dllm_cache/models/checkpoint/wrong_file.hpp"
 
 namespace dllm_cache::inline v0_1::models {
 
@@ -42,6 +43,7 @@ class SafetensorsFile {
     const std::string_view header = find_header();
     const std::span<const std::byte> data = m_file.bytes().subspan(length_bytes + header.size());
     const nlohmann::json entries = parse_json(header, detail::path_text(m_path));
+    check_length(entries, data.size());
     m_tensors.reserve(entries.size());
     for (const auto& [name, entry] : entries.items()) {  // in ascending order of the names
       if (name == "__metadata__")
@@ -91,24 +93,44 @@ class SafetensorsFile {
   // The JSON text, padding included.
   [[nodiscard]] std::string_view find_header() const {
     const std::span<const std::byte> bytes = m_file.bytes();
-    // What `git clone` leaves in place of the weights when git-lfs is not installed.
-    if (m_file.text().starts_with("version https://git-lfs"))
-      detail::refuse_file(m_path, "expected tensors, got a Git LFS pointer: run `git lfs pull`");
+    if (const std::string_view kind = detail::wrong_kind(m_file.text()); !kind.empty())
+      detail::refuse_file(m_path, "expected tensors, got ", kind);
     if (bytes.size() < length_bytes)
-      detail::refuse_file(m_path, "expected at least ", length_bytes, " bytes, got ", bytes.size());
+      detail::refuse_file(m_path, bytes.empty() ? "empty" : "cut short", ": expected at least ",
+                          length_bytes, " bytes, got ", bytes.size());
     std::uint64_t length = 0;
     for (std::size_t i = 0; i < length_bytes; ++i)
       length |= std::to_integer<std::uint64_t>(bytes[i]) << (8 * i);
-    const std::uint64_t longest =
-        std::min<std::uint64_t>(max_json_bytes, bytes.size() - length_bytes);
-    if (length > longest)
-      detail::refuse_file(m_path, "header length: expected at most ", longest, " bytes, got ",
-                          length);
+    if (length > max_json_bytes)
+      detail::refuse_file(m_path, "not a safetensors file: header length: expected at most ",
+                          max_json_bytes, " bytes, got ", length);
+    if (length > bytes.size() - length_bytes)
+      detail::refuse_file(m_path, "cut short in its header: expected at least ",
+                          length_bytes + length, " bytes, got ", bytes.size());
     const auto header = m_file.text().substr(length_bytes, static_cast<std::size_t>(length));
     if (!header.starts_with('{'))
       detail::refuse_file(m_path, "header: expected a JSON object that begins with '{', got ",
                           detail::in_quotes(header.substr(0, 16)));
     return header;
+  }
+
+  // A download that broke off is the most frequent damage, and its header is whole: what it says
+  // about the length is told before any tensor is blamed.
+  void check_length(const nlohmann::json& entries, std::size_t held) const {
+    std::uint64_t needed = 0, listed = 0;
+    for (const auto& [name, entry] : entries.items()) {
+      if (name == "__metadata__" || !entry.is_object()) continue;
+      const auto place = detail::TensorEntry(m_path, name, entry).place();
+      if (!place) return;
+      needed = std::max(needed, place->end);
+      if (listed + (place->end - place->begin) < listed) return;
+      listed += place->end - place->begin;
+    }
+    if (listed != needed) return;  // not a cut but a wrong header
+    const std::uint64_t header = m_file.bytes().size() - held;
+    if (needed > held)
+      detail::refuse_file(m_path, "cut short: expected ", header + needed, " bytes, got ",
+                          m_file.bytes().size(), ": download or copy it again");
   }
 
   void read_metadata(const nlohmann::json& entry) {

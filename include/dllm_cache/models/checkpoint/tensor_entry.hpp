@@ -29,6 +29,33 @@ class TensorEntry {
     if (!entry.is_object()) refuse("expected an object, got ", json_text(entry));
   }
 
+  /// Bytes of a tensor behind the header.
+  struct Place {
+    std::uint64_t begin, end;
+  };
+
+  /// Where the bytes should be, however long the file is; none where the entry itself is wrong,
+  /// which read() refuses.
+  [[nodiscard]] std::optional<Place> place() const {
+    const nlohmann::json *const dtype = find("dtype"), *const dimensions = find("shape"),
+                                *const range = find("data_offsets");
+    if (dtype == nullptr || dimensions == nullptr || range == nullptr || !dtype->is_string() ||
+        !dimensions->is_array() || !range->is_array() || range->size() != 2)
+      return std::nullopt;
+    std::vector<std::int64_t> counts;
+    for (const nlohmann::json& item : *dimensions) {
+      const auto count = count_of(item);
+      if (!count) return std::nullopt;
+      counts.push_back(static_cast<std::int64_t>(*count));
+    }
+    const auto known = tensor_type_of(dtype->get_ref<const std::string&>());
+    const auto begin = count_of((*range)[0]), end = count_of((*range)[1]);
+    if (!known || !begin || !end || *begin > *end) return std::nullopt;
+    const std::optional<std::uint64_t> bytes = tensor_bytes(*known, counts);
+    if (!bytes || *end - *begin != *bytes) return std::nullopt;
+    return Place{*begin, *end};
+  }
+
   /// The tensor, whose bytes are part of `data`: all that follows the header.
   [[nodiscard]] Tensor read(std::span<const std::byte> data) const {
     Tensor tensor;
@@ -52,9 +79,14 @@ class TensorEntry {
     refuse_tensor(m_path, m_name, parts...);
   }
 
-  [[nodiscard]] const nlohmann::json& field(const char* key) const {
+  [[nodiscard]] const nlohmann::json* find(const char* key) const {
     const auto found = m_entry.find(key);
-    if (found == m_entry.end()) refuse(key, ": expected a value, got none");
+    return found == m_entry.end() ? nullptr : &*found;
+  }
+
+  [[nodiscard]] const nlohmann::json& field(const char* key) const {
+    const nlohmann::json* const found = find(key);
+    if (found == nullptr) refuse(key, ": expected a value, got none");
     return *found;
   }
 
