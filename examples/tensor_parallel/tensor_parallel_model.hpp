@@ -78,7 +78,7 @@ class TensorParallelModel {
         m_team(threads),
         m_products(m_team),
         m_attention({.backend = models::Backend::Eigen}, m_team),
-        m_rotary(config().heads.head_dim, config().rotary_theta) {}
+        m_rotary(config().heads.head_dim, config().rotary_theta, config().rotary_scaling) {}
 
   /// What this rank's caches hold: the keys and values of its heads, deltas of whole rows.
   [[nodiscard]] dllm_cache::ModelShape shape() const {

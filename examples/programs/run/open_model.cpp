@@ -1,21 +1,29 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "programs/run/open_model.hpp"
 
+#include <cstdio>
 #include <nlohmann/json.hpp>
 
-#include "dllm_cache/models/checkpoint/json_file.hpp"
 #include "dllm_cache/models/load_model.hpp"
 
 namespace programs {
 
-std::shared_ptr<const dllm_cache::models::TransformerModel> open_model(
-    const std::filesystem::path& folder, const dllm_cache::models::ComputeOptions& options) {
-  return dllm_cache::models::load_model(folder, options);
+namespace models = dllm_cache::models;
+
+std::shared_ptr<const models::TransformerModel> open_model(const std::filesystem::path& folder,
+                                                           const models::ComputeOptions& options,
+                                                           const models::TokenChoice& tokens) {
+  auto model = models::load_model(folder, options, tokens);
+  for (const std::string& warning : model->warnings)
+    std::fprintf(stderr, "warning: %s\n", warning.c_str());
+  return model;
 }
 
 bool is_dream(const std::filesystem::path& folder) {
-  const nlohmann::json config = dllm_cache::models::read_json_object(folder / "config.json");
-  return config.value("model_type", nlohmann::json()) == "Dream";
+  const nlohmann::json config = models::read_config(folder);
+  const models::Family& family =
+      models::family_of(models::ConfigReader(config, folder / "config.json"));
+  return family.computation == models::Computation::Dream;
 }
 
 }  // namespace programs

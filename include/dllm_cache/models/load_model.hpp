@@ -3,25 +3,30 @@
 
 #include <filesystem>
 #include <memory>
-#include <string>
 
 #include "dllm_cache/models/dream.hpp"
+#include "dllm_cache/models/family.hpp"
 #include "dllm_cache/models/llada.hpp"
 #include "dllm_cache/models/transformer_runner.hpp"
 
 namespace dllm_cache::inline v0_1::models {
 
-/// Opens a Hugging Face checkpoint folder and reads the model that its config.json names.
+/// Opens a Hugging Face checkpoint folder and reads the model that its config.json names: one of
+/// `families`. TransformerModel::warnings has what a program should tell its user.
 ///
-/// Throws std::runtime_error naming the file and the reason; see CheckpointFolder and load_llada.
+/// Throws std::runtime_error naming the file and the reason, std::invalid_argument for a token of
+/// `tokens` outside the vocabulary; see CheckpointFolder, family_of and load_llada.
 [[nodiscard]] inline std::shared_ptr<const TransformerModel> load_model(
-    const std::filesystem::path& path, const ComputeOptions& options = {}) {
+    const std::filesystem::path& path, const ComputeOptions& options = {},
+    const TokenChoice& tokens = {}) {
+  // What config.json says comes before any damage of the weights.
+  const nlohmann::json config = read_config(path);
+  const ConfigReader reader(config, path / "config.json");
+  const Family& family = family_of(reader);
+  detail::refuse_quantised(reader);
   const CheckpointFolder folder(path);
-  const ConfigReader reader = folder.config_reader();
-  const std::string kind = reader.string("model_type");
-  if (kind == "llada") return load_llada(folder, options);
-  if (kind == "Dream") return load_dream(folder, options);
-  reader.refuse("model_type", "\"llada\" or \"Dream\"");
+  return family.computation == Computation::Dream ? load_dream(folder, options, tokens)
+                                                  : load_llada(folder, options, tokens);
 }
 
 }  // namespace dllm_cache::inline v0_1::models

@@ -23,6 +23,8 @@ struct TransformerConfig {
   Index feed_forward = 0;
   Index vocabulary = 0;  ///< Rows of the embedding and logits a row.
   double rotary_theta = 1e4;
+  RotaryScaling rotary_scaling;
+  Index max_positions = 0;  ///< Rows that the model was made for, 0 where config.json has no word.
   Index prediction_shift = 0;
   SpecialTokens special;
 
@@ -40,7 +42,7 @@ struct LayerWeights {
 
 /// A loaded model: const, shared between threads; see load_model and TransformerRunner.
 struct TransformerModel {
-  std::string architecture;  ///< As config.json names it.
+  std::string architecture;  ///< Whose tensor names it has, for tensor_names().
   TransformerConfig config;
   ComputeOptions compute;  ///< What the weights were laid out for.
   Tensor embedding;        ///< `[vocabulary, width]`
@@ -48,6 +50,8 @@ struct TransformerModel {
   RmsNorm final_norm;
   Linear head;                           ///< `[vocabulary, width]`; the embedding itself when tied.
   std::shared_ptr<const void> lifetime;  ///< Keeps the mapped weights alive.
+  /// What of the checkpoint was not read though it may matter, one line each, without "warning".
+  std::vector<std::string> warnings;
 };
 
 }  // namespace dllm_cache::inline v0_1::models

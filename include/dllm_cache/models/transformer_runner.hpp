@@ -45,7 +45,7 @@ class TransformerRunner {
         m_team(threads),
         m_products(m_team),
         m_attention(m_model->compute, m_team),
-        m_rotary(config().heads.head_dim, config().rotary_theta) {}
+        m_rotary(config().heads.head_dim, config().rotary_theta, config().rotary_scaling) {}
 
   TransformerRunner(const TransformerRunner&) = delete;  // handles, loops and products point at it
   TransformerRunner& operator=(const TransformerRunner&) = delete;

@@ -43,6 +43,17 @@ class ConfigReader {
                         value == nullptr ? "none" : detail::json_text(*value));
   }
 
+  /// Refuses the file for the joined parts, which name the keys.
+  template <class... Parts>
+  [[noreturn]] void refuse_file(const Parts&... parts) const {
+    detail::refuse_file(m_file, parts...);
+  }
+
+  /// The object that is read.
+  [[nodiscard]] const nlohmann::json& object() const { return m_config; }
+  /// The file that messages name.
+  [[nodiscard]] const std::filesystem::path& file() const { return m_file; }
+
   /// The integer `key` if it is there; legal: [min, max]. 2.0 is not an integer.
   [[nodiscard]] std::optional<Index> optional_integer(std::string_view key, Index min,
                                                       Index max) const {
