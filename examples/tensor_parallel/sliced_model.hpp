@@ -78,7 +78,7 @@ inline void require_split(const char* what, Index count, int ranks) {
 
   const models::CheckpointFolder folder(path);
   sliced->mapped = folder.lifetime();
-  const models::TensorNames& names = *sliced->model.names;
+  const models::TensorNames& names = models::tensor_names(sliced->model.architecture);
   sliced->columns.reserve(2 * sliced->model.layers.size());  // weights point into its entries
   for (Index i = 0; i < config.layers; ++i) {
     const std::string prefix = names.of_layer(i);

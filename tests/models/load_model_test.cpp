@@ -107,7 +107,7 @@ TEST_CASE("load_model: linear and llama3 scaling are computed", "[load_model]") 
   const auto linear =
       checkpoint.load_with(small_dream(), {{"rope_scaling", {{"type", "linear"}, {"factor", 8}}}});
   CHECK(linear->config.rotary_scaling ==
-        RotaryScaling{.kind = RotaryScaling::Kind::Linear, .factor = 8.0});
+        RotaryScaling{.rule = RotaryScaling::Rule::Linear, .factor = 8.0});
   CHECK(answer(linear) != plain);
   const auto llama3 =
       checkpoint.load_with(small_dream(), {{"rope_theta", nullptr},
@@ -119,7 +119,7 @@ TEST_CASE("load_model: linear and llama3 scaling are computed", "[load_model]") 
                                              {"high_freq_factor", 4.0},
                                              {"original_max_position_embeddings", 8192}}}});
   CHECK(llama3->config.rotary_scaling ==
-        RotaryScaling{RotaryScaling::Kind::Llama3, 8.0, 1.0, 4.0, 8192.0});
+        RotaryScaling{RotaryScaling::Rule::Llama3, 8.0, 1.0, 4.0, 8192.0});
 }
 
 TEST_CASE("RotaryScaling: frequencies are those of the public formulas", "[load_model]") {
@@ -142,10 +142,10 @@ TEST_CASE("RotaryScaling: frequencies are those of the public formulas", "[load_
                                    6.64786987e-06,
                                    1.28917317e-06};
   using models::RotaryScaling;
-  const RotaryScaling scaling{RotaryScaling::Kind::Llama3, 8.0, 1.0, 4.0, 8192.0};
+  const RotaryScaling scaling{RotaryScaling::Rule::Llama3, 8.0, 1.0, 4.0, 8192.0};
   for (std::size_t i = 0; i < plain.size(); ++i) {
     CHECK(scaling.apply(static_cast<float>(plain[i])) == Approx(llama3[i]).epsilon(1e-5));
-    CHECK(RotaryScaling{.kind = RotaryScaling::Kind::Linear, .factor = 4.0}.apply(
+    CHECK(RotaryScaling{.rule = RotaryScaling::Rule::Linear, .factor = 4.0}.apply(
               static_cast<float>(plain[i])) == Approx(plain[i] / 4.0).epsilon(1e-6));
   }
   // And the embedding turns by them: position 1 by the frequency itself.
@@ -165,18 +165,18 @@ TEST_CASE("load_model: a scaling that is not computed is refused by its name", "
       for (const char* type : {"yarn", "dynamic", "longrope", "su", "mrope"}) {
         CAPTURE(key, type);
         CHECK_THAT(checkpoint.refusal_with(config, {{key, {{"rope_type", type}, {"factor", 4.0}}}}),
-                   Contains(key) && Contains(type) && Contains("default, linear or llama3"));
+                   Contains(key) && Contains(type) && Contains("\"linear\" or \"llama3\""));
       }
     CHECK_THAT(checkpoint.refusal_with(config, {{"rope_scaling", {{"type", "linear"}}}}),
-               Contains("rope_scaling.factor"));
+               Contains("\"rope_scaling\", \"factor\""));
     CHECK_THAT(checkpoint.refusal_with(config, {{"rope_scaling", "linear"}}),
                Contains("rope_scaling") && Contains("an object"));
     CHECK_THAT(checkpoint.refusal_with(
                    config, {{"rope_parameters", {{"rope_type", "default"}, {"surprise", 2}}}}),
-               Contains("rope_parameters.surprise"));
+               Contains("\"rope_parameters\", \"surprise\""));
     CHECK_THAT(checkpoint.refusal_with(
                    config, {{"rope_scaling", {{"type", "linear"}, {"rope_type", "llama3"}}}}),
-               Contains("rope_scaling.type"));
+               Contains("\"type\" \"linear\""));
   }
 }
 
@@ -197,7 +197,6 @@ TEST_CASE("load_model: a key that would need another computation is refused by n
   refused(llada, small_llada(), "block_group_size", 2);
   refused(llada, small_llada(), "block_type", "sequential");
   refused(llada, small_llada(), "activation_type", "swiglu");
-  refused(llada, small_llada(), "tie_word_embeddings", true);
   for (const Json& config : {small_dream(), renamed_llada()}) {
     const Checkpoint checkpoint(config);
     refused(checkpoint, config, "use_sliding_window", true);
@@ -208,9 +207,9 @@ TEST_CASE("load_model: a key that would need another computation is refused by n
     refused(checkpoint, config, "qk_layernorm", true);
     refused(checkpoint, config, "final_logit_softcapping", 30.0);
     refused(checkpoint, config, "block_size", 32);
-    refused(checkpoint, config, "sliding_window", 4096);
-    refused(checkpoint, config, "layer_types",
-            Json::array({"full_attention", "sliding_attention"}));
+    CHECK_THAT(
+        checkpoint.refusal_with(config, {{"layer_types", {"full_attention", "sliding_attention"}}}),
+        Contains("layer_types") && Contains("sliding_attention"));
   }
 }
 
@@ -234,7 +233,7 @@ TEST_CASE("load_model: keys without effect pass, unknown ones are warned of once
   const auto odd = checkpoint.load_with(
       small_dream(), {{"surprise", 1}, {"max_position_embeddings", 512}, {"another", "x"}});
   REQUIRE(odd->warnings.size() == 1);
-  CHECK_THAT(odd->warnings[0], Contains("config.json") && Contains("another, surprise"));
+  CHECK_THAT(odd->warnings[0], Contains("config.json") && Contains("\"another\", \"surprise\""));
   CHECK(odd->config.max_positions == 512);
 }
 
@@ -262,7 +261,7 @@ TEST_CASE("load_model: any of several end tokens ends a text, from both configur
   for (const Json& bad : {Json(40), Json(-2), Json(1.5), Json("9"), Json::array({9, 40}),
                           Json(std::uint64_t{1} << 63U)}) {
     CHECK_THAT(checkpoint.refusal_with(small_llada(), {{"eos_token_id", bad}}),
-               Contains("eos_token_id") && Contains("[0, 39]"));
+               Contains("eos_token_id") && Contains("39]"));
   }
   checkpoint.write("config.json", small_llada());
   checkpoint.write("generation_config.json", {{"eos_token_id", 40}});
@@ -281,7 +280,7 @@ TEST_CASE("load_model: the mask stands in config.json, in other files, or is sai
   CHECK(checkpoint.load({.mask = 38})->config.special.mask == 38);
   CHECK_THAT(
       refusal<std::invalid_argument>([&] { static_cast<void>(checkpoint.load({.mask = 40})); }),
-      Contains("mask_token must be in [0, 40), got 40"));
+      Contains("mask") && Contains("[0, 39], got 40"));
   checkpoint.write(
       "tokenizer_config.json",
       {{"mask_token", "<|mask|>"}, {"added_tokens_decoder", {{"37", {{"content", "<|mask|>"}}}}}});
@@ -293,7 +292,7 @@ TEST_CASE("load_model: the mask stands in config.json, in other files, or is sai
   CHECK(checkpoint.load()->config.special.mask == 35);
   // A choice beats the checkpoint; end tokens are added to its own.
   checkpoint.write("config.json", small_llada());
-  const auto chosen = checkpoint.load({.mask = 34, .ends = {6, 6, 3}});
+  const auto chosen = checkpoint.load({.mask = 34, .end = {6, 6, 3}});
   CHECK(chosen->config.special.mask == 34);
   CHECK(chosen->config.special.end_of_text == EndTokens{6, 3});
 }

@@ -239,7 +239,7 @@ TEST_CASE("dllm-generate: an unknown key of config.json is told once", "[program
   Session session;
   session.change_config({{"surprise", 1}, {"another", 2}});
   const Json result = session.answer({{"prompt_ids", {{1, 2}, {3, 4}}}, {"gen_length", 4}});
-  CHECK_THAT(session.said, Contains("another, surprise"));
+  CHECK_THAT(session.said, Contains("\"another\", \"surprise\""));
   CHECK(std::count(session.said.begin(), session.said.end(), '\n') == 1);
   CHECK(result.at("warnings").size() == 1);
 }

@@ -12,15 +12,16 @@ std::shared_ptr<const dllm_cache::models::TransformerModel> open_model(
     const std::filesystem::path& folder, const dllm_cache::models::ComputeOptions& options,
     const TokenSettings& tokens, Warnings& warnings) {
   auto model =
-      dllm_cache::models::load_model(folder, options, {.mask = tokens.mask, .ends = tokens.ends});
+      dllm_cache::models::load_model(folder, options, {.mask = tokens.mask, .end = tokens.ends});
   for (const std::string& text : model->warnings) warnings.say(text);
   return model;
 }
 
 bool is_dream(const std::filesystem::path& folder) {
-  const std::filesystem::path file = folder / "config.json";
-  const nlohmann::json config = dllm_cache::models::read_json_object(file);
-  return dllm_cache::models::family_of({config, file}) == dllm_cache::models::Family::Dream;
+  namespace models = dllm_cache::models;
+  const nlohmann::json config = models::read_config(folder);
+  return models::family_of({config, folder / "config.json"}).computation ==
+         models::Computation::Dream;
 }
 
 }  // namespace programs

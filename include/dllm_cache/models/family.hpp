@@ -1,9 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <algorithm>
 #include <array>
-#include <optional>
 #include <string>
 #include <string_view>
 
@@ -11,51 +9,75 @@
 
 namespace dllm_cache::inline v0_1::models {
 
-/// Families of models that are computed.
-enum class Family { Llada, Dream };
+/// What a checkpoint is computed as.
+enum class Computation {
+  LLaDA,  ///< A row predicts its own token.
+  Dream,  ///< A row predicts the next one's token.
+};
+
+/// A kind of checkpoint, as config.json names it.
+struct Family {
+  std::string_view architecture;  ///< The first of `architectures`.
+  std::string_view model_type;
+  Computation computation;
+};
+
+/// The kinds that are read. LLaDA-1.5 is a LLaDAModelLM; Dream-Coder and DiffuCoder are
+/// DreamModels; of MMaDA and LLaDA-V the text part is computed.
+inline constexpr std::array<Family, 4> families = {{
+    {"LLaDAModelLM", "llada", Computation::LLaDA},
+    {"MMadaModelLM", "mmada", Computation::LLaDA},
+    {"LlavaLLaDAModelLM", "llava_llada", Computation::LLaDA},
+    {"DreamModel", "Dream", Computation::Dream},
+}};
 
 namespace detail {
 
-/// What config.json calls a model of a family: the first of its `architectures`, and its
-/// `model_type` where it names no architecture.
-struct FamilyName {
-  std::string_view architecture, model_type;
-  Family family;
-};
+/// `LLaDAModelLM ("llada"), ...`, for messages.
+[[nodiscard]] inline std::string family_list() {
+  std::string text;
+  for (const Family& family : families) {
+    text += text.empty() ? "" : ", ";
+    text += std::string(family.architecture) + " (\"" + std::string(family.model_type) + "\")";
+  }
+  return text;
+}
 
-inline constexpr std::array<FamilyName, 4> family_names = {
-    {{"LLaDAModelLM", "llada", Family::Llada},
-     {"LlavaLLaDAModelLM", "llava_llada", Family::Llada},
-     {"MMadaModelLM", "mmada", Family::Llada},
-     {"DreamModel", "Dream", Family::Dream}}};
+/// The first architecture of config.json, empty where there is none.
+[[nodiscard]] inline std::string architecture_of(const ConfigReader& reader) {
+  const nlohmann::json* const list = reader.find("architectures");
+  if (list == nullptr || (list->is_array() && list->empty())) return {};
+  if (!list->is_array() || !list->front().is_string())
+    reader.refuse("architectures", "a list of names");
+  return list->front().get<std::string>();
+}
 
 }  // namespace detail
 
-/// The family that config.json names. `model_type` alone does not tell: more than one architecture
-/// calls itself llada. Throws std::runtime_error naming architecture and type of another model, and
-/// those that are supported.
-[[nodiscard]] inline Family family_of(const ConfigReader& reader) {
-  const nlohmann::json* const list = reader.find("architectures");
-  std::optional<std::string> architecture;
-  if (list != nullptr) {
-    if (!list->is_array() || (!list->empty() && !list->front().is_string()))
-      reader.refuse("architectures", "a list of names, or absent");
-    if (!list->empty()) architecture = list->front().get<std::string>();
+/// The kind of checkpoint that config.json names: by `architectures`, because one `model_type` may
+/// stand for several, and by `model_type` where there are none.
+///
+/// Throws std::runtime_error naming the file, what was found and what is read.
+[[nodiscard]] inline const Family& family_of(const ConfigReader& reader) {
+  const std::string architecture = detail::architecture_of(reader);
+  const std::string model_type = architecture.empty()
+                                     ? reader.string("model_type")
+                                     : reader.optional_string("model_type").value_or("");
+  const Family* by_architecture = nullptr;
+  const Family* by_type = nullptr;
+  for (const Family& family : families) {
+    if (architecture == family.architecture) by_architecture = &family;
+    if (model_type == family.model_type) by_type = &family;
   }
-  const std::string type = architecture ? reader.optional_string("model_type").value_or("")
-                                        : reader.string("model_type");
-  const auto known =
-      std::find_if(detail::family_names.begin(), detail::family_names.end(), [&](const auto& name) {
-        return architecture ? name.architecture == *architecture : name.model_type == type;
-      });
-  if (known != detail::family_names.end()) return known->family;
-  constexpr const char* supported =
-      "LLaDA (architecture LLaDAModelLM, under its own names or Llama's), MMaDA's text part "
-      "(MMadaModelLM), LLaDA-V's (LlavaLLaDAModelLM) or Dream and its kin (DreamModel)";
-  if (architecture)
-    reader.refuse("architectures", base::text(supported, "; ", *architecture, " with model_type \"",
-                                              type, "\" is another model, which is not supported"));
-  reader.refuse("model_type", supported);
+  const Family* const found = architecture.empty() ? by_type : by_architecture;
+  // An architecture says all; a type of another computation beside it says that something is wrong.
+  const bool agree =
+      by_type == nullptr || (found != nullptr && by_type->computation == found->computation);
+  if (found != nullptr && agree) return *found;
+  reader.refuse_file("the architecture ",
+                     architecture.empty() ? "" : detail::in_quotes(architecture) + " with ",
+                     "model_type ", model_type.empty() ? "none" : detail::in_quotes(model_type),
+                     " is not supported, expected one of ", detail::family_list());
 }
 
 }  // namespace dllm_cache::inline v0_1::models

@@ -11,22 +11,22 @@
 
 namespace dllm_cache::inline v0_1::models {
 
-/// Opens a Hugging Face checkpoint folder and reads the model that its config.json names.
+/// Opens a Hugging Face checkpoint folder and reads the model that its config.json names: one of
+/// `families`. TransformerModel::warnings has what a program should tell its user.
 ///
-/// `tokens` says what the checkpoint does not: its mask, or further tokens that end a text. Throws
-/// std::runtime_error naming the file and the reason; see CheckpointFolder, family_of and
-/// load_llada. TransformerModel::warnings says what is odd about a checkpoint that was read.
+/// Throws std::runtime_error naming the file and the reason, std::invalid_argument for a token of
+/// `tokens` outside the vocabulary; see CheckpointFolder, family_of and load_llada.
 [[nodiscard]] inline std::shared_ptr<const TransformerModel> load_model(
     const std::filesystem::path& path, const ComputeOptions& options = {},
     const TokenChoice& tokens = {}) {
+  // What config.json says comes before any damage of the weights.
+  const nlohmann::json config = read_config(path);
+  const ConfigReader reader(config, path / "config.json");
+  const Family& family = family_of(reader);
+  detail::refuse_quantised(reader);
   const CheckpointFolder folder(path);
-  switch (family_of(folder.config_reader())) {
-    case Family::Llada:
-      return load_llada(folder, options, tokens);
-    case Family::Dream:
-      break;
-  }
-  return load_dream(folder, options, tokens);
+  return family.computation == Computation::Dream ? load_dream(folder, options, tokens)
+                                                  : load_llada(folder, options, tokens);
 }
 
 }  // namespace dllm_cache::inline v0_1::models

@@ -1,38 +1,27 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
+#include <initializer_list>
+#include <set>
 #include <string>
 
+#include "dllm_cache/models/biases.hpp"
+#include "dllm_cache/models/check_config.hpp"
 #include "dllm_cache/models/checkpoint/checkpoint_folder.hpp"
-#include "dllm_cache/models/config_keys.hpp"
-#include "dllm_cache/models/read_rotary.hpp"
-#include "dllm_cache/models/read_tokens.hpp"
+#include "dllm_cache/models/family.hpp"
+#include "dllm_cache/models/quantisation.hpp"
+#include "dllm_cache/models/rotary_config.hpp"
+#include "dllm_cache/models/special_ids.hpp"
 #include "dllm_cache/models/tensor_names.hpp"
 #include "dllm_cache/models/transformer_model.hpp"
+#include "dllm_cache/models/unread_tensors.hpp"
 
 // What the loaders of all models share.
 namespace dllm_cache::inline v0_1::models {
 
 namespace detail {
-
-/// Begins a model: its name, how it is computed, and what is odd about its config.json. Throws
-/// std::runtime_error for keys that ask for what is not computed.
-inline void begin_model(const CheckpointFolder& folder, KeyStyle style, const char* architecture,
-                        const ComputeOptions& options, TransformerModel& model) {
-  const ConfigReader reader = folder.config_reader();
-  const nlohmann::json* const named = reader.find("architectures");
-  model.architecture = named != nullptr && named->is_array() && !named->empty()
-                           ? named->front().get<std::string>()
-                           : architecture;
-  model.compute = options;
-  std::string unknown;
-  for (const std::string& key : check_config_keys(reader, folder.config(), style))
-    unknown += (unknown.empty() ? "" : ", ") + key;
-  if (!unknown.empty())
-    model.warnings.push_back(folder.config_path().string() +
-                             ": keys that are not known here, and do nothing: " + unknown);
-}
 
 /// Refuses a number of key heads that does not divide the heads.
 inline void require_divisor(const ConfigReader& reader, const char* key, const HeadShape& shape) {
@@ -40,37 +29,63 @@ inline void require_divisor(const ConfigReader& reader, const char* key, const H
     reader.refuse(key, base::text("a divisor of the number of heads, ", shape.heads));
 }
 
-/// Which norms and linear maps of a checkpoint have a bias.
-struct Biases {
-  bool norms = false;
-  bool query_key_value = false;
-  bool output = false;
-  bool feed_forward = false;
-  bool head = false;
-};
+/// The epsilon of the norms: `rms_norm_eps`, or `absent`; other models of this shape call it
+/// `layer_norm_eps`, which must not differ.
+[[nodiscard]] inline double norm_epsilon(const ConfigReader& reader, double absent) {
+  const auto named = reader.optional_number("layer_norm_eps", 0.0, 1.0);
+  const double epsilon = reader.optional_number("rms_norm_eps", 0.0, 1.0).value_or(absent);
+  if (named && *named != epsilon)
+    reader.refuse("layer_norm_eps", base::text("rms_norm_eps = ", epsilon, ", null or absent"));
+  return epsilon;
+}
+
+/// What the loaders read in the same way: keys that must be known, positions, special tokens.
+/// `config.vocabulary` and `config.heads` are set; tokens are below `vocabulary`.
+inline void read_common(const ConfigReader& reader, Naming naming, const TokenChoice& tokens,
+                        Index vocabulary, TransformerModel& model) {
+  TransformerConfig& config = model.config;
+  if (auto warning = check_keys(reader, naming)) model.warnings.push_back(*std::move(warning));
+  const RotaryConfig rotary = rotary_config(reader);
+  config.rotary_theta = rotary.theta.value_or(10000.0);
+  config.rotary_scaling = rotary.scaling.value_or(RotaryScaling{});
+  for (const char* key : {"max_sequence_length", "max_position_embeddings"})
+    if (const auto most = reader.optional_integer(key, 1, Index{1} << 40))
+      config.max_positions =
+          config.max_positions == 0 ? *most : std::min(config.max_positions, *most);
+  config.special = SpecialIds(reader, vocabulary).read(tokens, model.warnings);
+}
 
 /// Reads the tensors of a checkpoint, by their names, into a model whose `config` and `compute` are
-/// set. Weights stay mapped where the backend reads them in place; norms and biases are copied.
+/// set. Absent biases are zero where config.json does not ask for them, see has_biases(). A tensor
+/// of a layer that would not be read is refused. Weights stay mapped where the backend reads them
+/// in place; norms and biases are copied.
 inline void load_tensors(const CheckpointFolder& folder, const TensorNames& names,
-                         const Biases& biases, double epsilon, TransformerModel& model) {
+                         const BiasRules& rules, double epsilon, TransformerModel& model) {
   const TransformerConfig& config = model.config;
   const Index width = config.width, queries = config.query_width(), keys = config.kv_width();
+  refuse_quantised(folder);
+  const bool tied = folder.config_reader().optional_bool(names.tied).value_or(false);
+  const Biases biases = find_biases(folder, names, config.layers, rules, tied);
+  std::set<std::string> read;
+  const auto tensor = [&](const std::string& name,
+                          std::initializer_list<std::int64_t> shape) -> const Tensor& {
+    read.insert(name);
+    return folder.weight(name, shape);
+  };
   const auto norm = [&](const std::string& name) {
     RmsNorm made;
-    made.weight = read_floats(folder.weight(name + ".weight", {width}));
-    if (biases.norms) made.bias = read_floats(folder.weight(name + ".bias", {width}));
+    made.weight = read_floats(tensor(name + ".weight", {width}));
+    if (biases.norms) made.bias = read_floats(tensor(name + ".bias", {width}));
     made.epsilon = static_cast<float>(epsilon);
     return made;
   };
   const auto linear = [&](const std::string& name, Index outputs, Index inputs, bool bias) {
-    const Tensor& weight = folder.weight(name + ".weight", {outputs, inputs});
-    return Linear(weight, bias ? &folder.weight(name + ".bias", {outputs}) : nullptr,
-                  model.compute);
+    const Tensor& weight = tensor(name + ".weight", {outputs, inputs});
+    return Linear(weight, bias ? &tensor(name + ".bias", {outputs}) : nullptr, model.compute);
   };
-  model.names = &names;
+  model.architecture = names.architecture;
   model.lifetime = folder.lifetime();
-  model.embedding =
-      folder.weight(std::string(names.embedding) + ".weight", {config.vocabulary, width});
+  model.embedding = tensor(std::string(names.embedding) + ".weight", {config.vocabulary, width});
   for (Index number = 0; number < config.layers; ++number) {
     const std::string prefix = names.of_layer(number);
     LayerWeights& layer = model.layers.emplace_back();
@@ -85,9 +100,10 @@ inline void load_tensors(const CheckpointFolder& folder, const TensorNames& name
     layer.down = linear(prefix + names.down, width, config.feed_forward, biases.feed_forward);
   }
   model.final_norm = norm(names.final_norm);
-  const bool tied = folder.config_reader().optional_bool(names.tied).value_or(false);
   model.head = tied ? Linear(model.embedding, nullptr, model.compute)
                     : linear(names.head, config.vocabulary, width, biases.head);
+  if (auto warning = check_unread(folder, names, read, tied))
+    model.warnings.push_back(*std::move(warning));
 }
 
 }  // namespace detail

@@ -10,9 +10,7 @@
 #include "dllm_cache/feature_cache.hpp"
 #include "dllm_cache/models/compute/head_shape.hpp"
 #include "dllm_cache/models/compute/linear.hpp"
-#include "dllm_cache/models/compute/rotary_scaling.hpp"
 #include "dllm_cache/models/compute/row_operations.hpp"
-#include "dllm_cache/models/tensor_names.hpp"
 
 namespace dllm_cache::inline v0_1::models {
 
@@ -25,9 +23,9 @@ struct TransformerConfig {
   Index feed_forward = 0;
   Index vocabulary = 0;  ///< Rows of the embedding and logits a row.
   double rotary_theta = 1e4;
-  RotaryScaling rotary_scaling = {};
+  RotaryScaling rotary_scaling;
+  Index max_positions = 0;  ///< Rows that the model was made for, 0 where config.json has no word.
   Index prediction_shift = 0;
-  Index max_positions = 0;  ///< Tokens that the model was made for; 0: the checkpoint does not say.
   SpecialTokens special;
 
   [[nodiscard]] Index query_width() const { return heads.heads * heads.head_dim; }
@@ -44,9 +42,7 @@ struct LayerWeights {
 
 /// A loaded model: const, shared between threads; see load_model and TransformerRunner.
 struct TransformerModel {
-  std::string architecture;            ///< As config.json names it.
-  const TensorNames* names = nullptr;  ///< What its tensors are called; null: from no checkpoint.
-  std::vector<std::string> warnings = {};  ///< What is odd about the checkpoint, a line each.
+  std::string architecture;  ///< Whose tensor names it has, for tensor_names().
   TransformerConfig config;
   ComputeOptions compute;  ///< What the weights were laid out for.
   Tensor embedding;        ///< `[vocabulary, width]`
@@ -54,6 +50,8 @@ struct TransformerModel {
   RmsNorm final_norm;
   Linear head;                           ///< `[vocabulary, width]`; the embedding itself when tied.
   std::shared_ptr<const void> lifetime;  ///< Keeps the mapped weights alive.
+  /// What of the checkpoint was not read though it may matter, one line each, without "warning".
+  std::vector<std::string> warnings;
 };
 
 }  // namespace dllm_cache::inline v0_1::models

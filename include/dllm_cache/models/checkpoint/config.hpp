@@ -27,13 +27,6 @@ class ConfigReader {
   ConfigReader(const nlohmann::json& config, std::filesystem::path file)
       : m_config(config), m_file(std::move(file)) {}
 
-  /// Reads the object `value`, which stands under `key`: messages name both.
-  [[nodiscard]] ConfigReader inside(std::string_view key, const nlohmann::json& value) const {
-    ConfigReader reader(value, m_file);
-    reader.m_prefix = m_prefix + std::string(key) + ".";
-    return reader;
-  }
-
   /// The value of a key, or nullptr where it is absent or null.
   [[nodiscard]] const nlohmann::json* find(std::string_view key) const {
     if (!m_config.is_object())
@@ -46,10 +39,20 @@ class ConfigReader {
   /// Refuses the value of a key, or its absence.
   [[noreturn]] void refuse(std::string_view key, std::string_view expected) const {
     const nlohmann::json* const value = find(key);
-    detail::refuse_file(m_file, "key ", detail::in_quotes(m_prefix + std::string(key)),
-                        ": expected ", expected, ", got ",
+    detail::refuse_file(m_file, "key ", detail::in_quotes(key), ": expected ", expected, ", got ",
                         value == nullptr ? "none" : detail::json_text(*value));
   }
+
+  /// Refuses the file for the joined parts, which name the keys.
+  template <class... Parts>
+  [[noreturn]] void refuse_file(const Parts&... parts) const {
+    detail::refuse_file(m_file, parts...);
+  }
+
+  /// The object that is read.
+  [[nodiscard]] const nlohmann::json& object() const { return m_config; }
+  /// The file that messages name.
+  [[nodiscard]] const std::filesystem::path& file() const { return m_file; }
 
   /// The integer `key` if it is there; legal: [min, max]. 2.0 is not an integer.
   [[nodiscard]] std::optional<Index> optional_integer(std::string_view key, Index min,
@@ -112,7 +115,6 @@ class ConfigReader {
 
   const nlohmann::json& m_config;
   std::filesystem::path m_file;
-  std::string m_prefix;
 };
 
 }  // namespace dllm_cache::inline v0_1::models

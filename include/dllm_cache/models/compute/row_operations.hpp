@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <numbers>
 #include <span>
 #include <type_traits>
 #include <vector>
@@ -11,7 +12,6 @@
 #include "dllm_cache/base/matrix_view.hpp"
 #include "dllm_cache/base/scalar.hpp"
 #include "dllm_cache/eigen.hpp"
-#include "dllm_cache/models/compute/rotary_scaling.hpp"
 #include "dllm_cache/models/compute/parallel.hpp"
 #include "dllm_cache/models/compute/rounding.hpp"
 #include "dllm_cache/models/compute/softmax.hpp"
@@ -83,8 +83,40 @@ struct RmsNorm {
   }
 };
 
+/// How a checkpoint changes the frequencies of its rotary embedding, for longer texts than it was
+/// first trained on: the rules "linear" and "llama3" of Python's transformers.
+struct RotaryScaling {
+  enum class Rule : std::uint8_t {
+    None,
+    Linear,  ///< Every frequency divided by `factor`.
+    Llama3,  ///< Low frequencies divided by `factor`, high ones kept, those between blended.
+  };
+  Rule rule = Rule::None;
+  double factor = 1.0;  ///< >= 1
+  // Of Llama3: waves longer than original_positions / low_factor are low, those shorter than
+  // original_positions / high_factor are high.
+  double low_factor = 1.0;
+  double high_factor = 4.0;  ///< > low_factor
+  double original_positions = 8192.0;
+
+  friend bool operator==(const RotaryScaling&, const RotaryScaling&) = default;
+
+  /// The frequency to use in place of `frequency`.
+  [[nodiscard]] float apply(float frequency) const {
+    const auto divided = frequency / static_cast<float>(factor);
+    if (rule == Rule::None) return frequency;
+    if (rule == Rule::Linear) return divided;
+    const double wave = 2.0 * std::numbers::pi / static_cast<double>(frequency);
+    if (wave > original_positions / low_factor) return divided;
+    if (wave < original_positions / high_factor) return frequency;
+    const auto kept =
+        static_cast<float>((original_positions / wave - low_factor) / (high_factor - low_factor));
+    return (1.0F - kept) * divided + kept * frequency;
+  }
+};
+
 /// Rotary position embedding of the half-split kind (GPT-NeoX, LLaMA): dimension i of a head turns
-/// with dimension i + head_dim / 2 by position * theta^(-2i / head_dim).
+/// with dimension i + head_dim / 2 by position * theta^(-2i / head_dim), or by a scaled frequency.
 class RotaryEmbedding {
  public:
   /// `head_dim` even and at least 2, `theta > 0` (checked by the model's configuration).
@@ -92,10 +124,13 @@ class RotaryEmbedding {
       : m_half(head_dim / 2) {
     m_frequencies.resize(static_cast<std::size_t>(m_half));
     for (Index i = 0; i < m_half; ++i)
-      m_frequencies[static_cast<std::size_t>(i)] = scaling.apply(
-          1.0F / std::pow(static_cast<float>(theta),
-                          static_cast<float>(2 * i) / static_cast<float>(head_dim)));
+      m_frequencies[static_cast<std::size_t>(i)] =
+          scaling.apply(1.0F / std::pow(static_cast<float>(theta),
+                                        static_cast<float>(2 * i) / static_cast<float>(head_dim)));
   }
+
+  /// Frequencies `[head_dim / 2]`: what dimension i of a head turns by from row to row.
+  [[nodiscard]] std::span<const float> frequencies() const { return m_frequencies; }
 
   /// Turns x `[m, heads * head_dim]` in place by the positions `[m]`.
   void apply(std::span<const std::int32_t> positions, MatrixView<float> x, ThreadTeam& team) {
