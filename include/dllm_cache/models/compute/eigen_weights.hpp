@@ -10,6 +10,7 @@
 #include "dllm_cache/models/checkpoint/read_floats.hpp"
 #include "dllm_cache/models/compute/backend.hpp"
 #include "dllm_cache/models/compute/parallel.hpp"
+#include "dllm_cache/models/compute/product_input.hpp"
 
 namespace dllm_cache::inline v0_1::models {
 
@@ -44,9 +45,8 @@ class EigenWeights {
     const Index panel = m_floats != nullptr
                             ? std::max<Index>(64, (m_outputs + team.threads() - 1) / team.threads())
                             : std::clamp<Index>((Index{1} << 17) / m_inputs, 16, 256);
-    const double operations = 2.0 * static_cast<double>(x.rows) * static_cast<double>(m_inputs) *
-                              static_cast<double>(m_outputs);
-    team.for_each((m_outputs + panel - 1) / panel, operations, [&](Index task, Scratch& scratch) {
+    const double effort = product_effort(x.rows, m_inputs, m_outputs);
+    team.for_each((m_outputs + panel - 1) / panel, effort, [&](Index task, Scratch& scratch) {
       const Index begin = task * panel;
       const Index count = std::min(panel, m_outputs - begin);
       const float* weights = m_floats;
