@@ -11,17 +11,9 @@
 
 #include "dllm_cache/base/buffer.hpp"
 #include "dllm_cache/base/error.hpp"
+#include "dllm_cache/models/compute/available_threads.hpp"
 
 namespace dllm_cache::inline v0_1::models {
-
-/// Processors that this process may use, at least 1; 1 when built without OpenMP.
-[[nodiscard]] inline int available_threads() {
-#ifdef _OPENMP
-  return omp_get_num_procs();
-#else
-  return 1;
-#endif
-}
 
 /// Sets how many threads OpenMP code called from this thread takes, and puts the setting back; the
 /// setting belongs to the calling thread. Does nothing when built without OpenMP.
