@@ -9,6 +9,7 @@
 #include "programs/options/policies.hpp"
 #include "programs/options/request.hpp"
 #include "programs/options/settings_json.hpp"
+#include "programs/options/threads.hpp"
 #include "programs/run/generation.hpp"
 #include "programs/run/open_model.hpp"
 #include "programs/show/progress.hpp"
@@ -48,8 +49,8 @@ void declare(CLI::App& app, Options& options) {
   prompt->excludes(request)->excludes(prompt_file);
   prompt_file->excludes(request);
   app.add_option("--json", options.json,
-                 "Write tokens, steps, forwards, operations, rows, cache_bytes and seconds to this "
-                 "file (- for standard output)");
+                 "Write tokens, steps, forwards, operations, rows, cache_bytes, seconds and "
+                 "threads to this file (- for standard output)");
   app.add_option("--trace", options.trace,
                  "Write what happened to every row in every step and layer to this safetensors "
                  "file, for dllm-trace: prompt_tokens, final_tokens, tokens_before_step, "
@@ -72,14 +73,15 @@ std::string prompt_text(const Options& options) {
   return text;
 }
 
-nlohmann::ordered_json to_json(const GenerationResult& result, bool audited) {
+nlohmann::ordered_json to_json(const GenerationResult& result, int threads, bool audited) {
   nlohmann::ordered_json json = {{"tokens", result.tokens},
                                  {"steps", result.steps},
                                  {"forwards", result.forwards},
                                  {"operations", static_cast<std::uint64_t>(result.operations)},
                                  {"rows", rows_json(result.rows)},
                                  {"cache_bytes", result.cache_bytes},
-                                 {"seconds", result.seconds}};
+                                 {"seconds", result.seconds},
+                                 {"threads", threads}};
   if (audited) json["audit"] = audit_json(result.audit);
   return json;
 }
@@ -141,7 +143,8 @@ int run(const Options& options) {
       },
       options.compute.features);
   if (!options.trace.empty()) trace.write(options.trace);
-  if (!options.json.empty()) write_text(options.json, to_json(result, options.audit).dump() + "\n");
+  if (!options.json.empty())
+    write_text(options.json, to_json(result, options.compute.threads, options.audit).dump() + "\n");
   if (options.json != "-" && !options.quiet) {
     print_answers(result, vocabulary ? &*vocabulary : nullptr, model->config.special.end_of_text);
     std::fprintf(stderr, "%td steps, %td forwards, %.3f s, %.3g operations, %td rows recomputed\n",
@@ -162,5 +165,8 @@ int main(int argc, char** argv) {
       "dllm-generate");
   Options options;
   declare(app, options);
-  return run_command_line(app, argc, argv, [&] { return run(options); });
+  return run_command_line(app, argc, argv, [&] {
+    prepare_threads(argv, options.compute.threads);
+    return run(options);
+  });
 }
