@@ -7,6 +7,7 @@
 #include <map>
 #include <memory>
 #include <oneapi/dnnl/dnnl.hpp>
+#include <optional>
 #include <stdexcept>
 #include <string>
 #include <tuple>
@@ -73,6 +74,8 @@ class PackedWeights {
       : m_precision(precision), m_outputs(weight.shape.at(0)), m_inputs(weight.shape.at(1)) {
     check_float(weight);
     detail::try_onednn("packing weights", [&] {
+      std::optional<OpenMpThreads> alone;
+      if (worth_threads(product_effort(1, m_inputs, m_outputs), 2) == 1) alone.emplace(1);
       const dnnl::engine engine(dnnl::engine::kind::cpu, 0);
       constexpr Index typical_rows = 256;
       m_layout = detail::product_of(engine, typical_rows, m_inputs, m_outputs, precision, nullptr)

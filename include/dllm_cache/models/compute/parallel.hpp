@@ -36,6 +36,15 @@ class OpenMpThreads {
 #endif
 };
 
+/// Threads out of `threads` that work of so many `operations` is worth: all, or one where waking
+/// the others and waiting for the last of them would cost more than they save.
+[[nodiscard]] constexpr int worth_threads(double operations, int threads) {
+  // Some 20 microseconds of every thread: what a sleeping thread needs to wake up and to meet the
+  // others. Nothing between one and all: OpenMP ends threads that a smaller team leaves out.
+  constexpr double worth_waking = 2.5e6;
+  return operations > worth_waking * threads ? threads : 1;
+}
+
 /// Scratch memory of one thread of a team.
 struct Scratch {
   int thread = 0;  ///< Its number in the team, from 0.
@@ -59,13 +68,9 @@ class ThreadTeam {
   /// Memory of the caller's that all tasks see.
   [[nodiscard]] base::Buffer<float>& shared() { return m_shared; }
 
-  /// Threads that work of so many `operations` is worth: all, or one where waking the others and
-  /// waiting for the last of them would cost more than they save.
+  /// Threads that work of so many `operations` is worth; see worth_threads().
   [[nodiscard]] int threads_for(double operations) const {
-    // Some 20 microseconds of every thread: what a sleeping thread needs to wake up and to meet the
-    // others. Nothing between one and all: OpenMP ends threads that a smaller team leaves out.
-    constexpr double worth_waking = 2.5e6;
-    return operations > worth_waking * m_threads ? m_threads : 1;
+    return worth_threads(operations, m_threads);
   }
 
   /// Calls `work(task, scratch)` for every task in `[0, count)`, spread over threads_for() the
