@@ -22,10 +22,10 @@ void start_again(char** argv) {
     if (std::getenv(name) != nullptr) return;
   // Started by a loader that was given the program's name: the loader would be started again.
   if (getauxval(AT_BASE) == 0) return;
-  // 0.2 ms or so in GNU's OpenMP: longer than most waits between two products, much shorter than
+  // 0.1 ms or so in GNU's OpenMP: longer than most waits between two products, much shorter than
   // another process computes at a stretch. LLVM's OpenMP reads the policy alone. With either set
   // this does not happen again.
-  if (setenv("GOMP_SPINCOUNT", "20000", 1) != 0 || setenv("OMP_WAIT_POLICY", "passive", 1) != 0)
+  if (setenv("GOMP_SPINCOUNT", "8000", 1) != 0 || setenv("OMP_WAIT_POLICY", "passive", 1) != 0)
     return;
   execv("/proc/self/exe", argv);  // returns where it failed, and nothing is lost
 }
