@@ -12,6 +12,7 @@
 using dllm_cache::Index;
 using dllm_cache::testing::Outcome;
 using dllm_cache::testing::read_json;
+using dllm_cache::testing::run_program;
 using dllm_cache::testing::TemporaryFolder;
 using golden::Case;
 using Json = nlohmann::json;
@@ -76,7 +77,7 @@ TEST_CASE("dllm-generate: the output says how many threads there were", "[progra
   const TemporaryFolder folder;
   const auto out = (folder.path() / "out.json").string();
   const auto run_with = [&](const std::string& environment, const std::string& options) {
-    const Outcome outcome = testing::run_program(
+    const Outcome outcome = run_program(
         "env -u GOMP_SPINCOUNT -u OMP_WAIT_POLICY -u KMP_BLOCKTIME " + environment + " " +
             DLLM_GENERATE,
         model("llada-tiny") + request("uncached-blocks") + "--quiet --json " + out + options);
@@ -100,10 +101,10 @@ TEST_CASE("dllm-generate: the output says how many threads there were", "[progra
 TEST_CASE("dllm-generate: a request in a pipe is read once, with any number of threads",
           "[programs]") {
   for (const std::string threads : {"1", "2"}) {
-    const Outcome outcome = testing::run_program(
-        "cat " + request("uncached-blocks").substr(std::string("--request ").size()) +
+    const Outcome outcome = run_program(
+        "sh -c 'cat " + request("uncached-blocks").substr(std::string("--request ").size()) +
             " | env -u GOMP_SPINCOUNT -u OMP_WAIT_POLICY -u KMP_BLOCKTIME " DLLM_GENERATE,
-        model("llada-tiny") + "--request /dev/stdin --quiet --json - --threads " + threads);
+        model("llada-tiny") + "--request /dev/stdin --quiet --json - --threads " + threads + "'");
     CHECK(outcome.code == 0);
     CHECK(outcome.output.rfind("{\"tokens\":", 0) == 0);
   }
