@@ -9,6 +9,7 @@
 #include "dllm_cache/models/transformer_runner.hpp"
 #include "programs/options/command_line.hpp"
 #include "programs/options/policies.hpp"
+#include "programs/options/threads.hpp"
 #include "programs/run/generation.hpp"
 #include "programs/run/open_model.hpp"
 #include "programs/show/progress.hpp"
@@ -160,5 +161,8 @@ int main(int argc, char** argv) {
       "dllm-demo");
   Options options;
   declare(app, options);
-  return run_command_line(app, argc, argv, [&] { return run(options); });
+  return run_command_line(app, argc, argv, [&] {
+    prepare_threads(argv, options.threads);
+    return run(options);
+  });
 }

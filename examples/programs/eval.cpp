@@ -9,6 +9,7 @@
 #include "programs/measure/evaluation.hpp"
 #include "programs/options/command_line.hpp"
 #include "programs/options/policies.hpp"
+#include "programs/options/threads.hpp"
 #include "programs/run/answering.hpp"
 #include "programs/run/oddities.hpp"
 #include "programs/run/open_model.hpp"
@@ -162,5 +163,8 @@ int main(int argc, char** argv) {
       "dllm-eval");
   Options options;
   declare(app, options);
-  return run_command_line(app, argc, argv, [&] { return run(options); });
+  return run_command_line(app, argc, argv, [&] {
+    prepare_threads(argv, options.compute.threads);
+    return run(options);
+  });
 }

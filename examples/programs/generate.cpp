@@ -9,6 +9,7 @@
 #include "programs/options/policies.hpp"
 #include "programs/options/request.hpp"
 #include "programs/options/settings_json.hpp"
+#include "programs/options/threads.hpp"
 #include "programs/run/generation.hpp"
 #include "programs/run/open_model.hpp"
 #include "programs/show/progress.hpp"
@@ -55,8 +56,8 @@ void declare(CLI::App& app, Options& options) {
   infill->excludes(request);
   app.add_option("--json", options.json,
                  "Write tokens, sequence (where the prompt held masks: all of it, filled), steps, "
-                 "forwards, operations, rows, cache_bytes, seconds, masks_left, empty_steps and "
-                 "warnings to this file (- for standard output)");
+                 "forwards, operations, rows, cache_bytes, seconds, threads, masks_left, "
+                 "empty_steps and warnings to this file (- for standard output)");
   app.add_option("--trace", options.trace,
                  "Write what happened to every row in every step and layer to this safetensors "
                  "file, for dllm-trace: prompt_tokens, final_tokens, tokens_before_step, "
@@ -82,7 +83,7 @@ std::string prompt_text(const Options& options) {
 }
 
 nlohmann::ordered_json to_json(const GenerationResult& result, const Warnings& warnings,
-                               bool audited) {
+                               int threads, bool audited) {
   nlohmann::ordered_json json = {{"tokens", result.tokens}};
   if (!result.sequences.empty()) json["sequence"] = result.sequences;
   json["steps"] = result.steps;
@@ -91,6 +92,7 @@ nlohmann::ordered_json to_json(const GenerationResult& result, const Warnings& w
   json["rows"] = rows_json(result.rows);
   json["cache_bytes"] = result.cache_bytes;
   json["seconds"] = result.seconds;
+  json["threads"] = threads;
   json["masks_left"] = result.odd.masks_left;
   json["empty_steps"] = result.odd.empty_steps;
   json["warnings"] = warnings.said();
@@ -173,7 +175,8 @@ int run(const Options& options) {
   warn_of(result.odd, warnings);
   if (!options.trace.empty()) trace.write(options.trace);
   if (!options.json.empty())
-    write_text(options.json, to_json(result, warnings, options.audit).dump() + "\n");
+    write_text(options.json,
+               to_json(result, warnings, options.compute.threads, options.audit).dump() + "\n");
   if (options.json != "-" && !options.quiet) {
     print_answers(result, vocabulary ? &*vocabulary : nullptr, config.special.end_of_text);
     std::fprintf(stderr, "%td steps, %td forwards, %.3f s, %.3g operations, %td rows recomputed\n",
@@ -194,5 +197,8 @@ int main(int argc, char** argv) {
       "dllm-generate");
   Options options;
   declare(app, options);
-  return run_command_line(app, argc, argv, [&] { return run(options); });
+  return run_command_line(app, argc, argv, [&] {
+    prepare_threads(argv, options.compute.threads);
+    return run(options);
+  });
 }

@@ -12,6 +12,7 @@
 using dllm_cache::Index;
 using dllm_cache::testing::Outcome;
 using dllm_cache::testing::read_json;
+using dllm_cache::testing::run_program;
 using dllm_cache::testing::TemporaryFolder;
 using golden::Case;
 using Json = nlohmann::json;
@@ -69,6 +70,43 @@ TEST_CASE("dllm-generate: a golden case comes out token for token with its cost"
       CHECK(result.at("rows").at(key).get<Index>() > 0);
     for (const char* key : {"operations", "cache_bytes"}) CHECK(result.at(key).get<Index>() > 0);
     CHECK(result.at("seconds").get<double>() > 0.0);
+  }
+}
+
+TEST_CASE("dllm-generate: the output says how many threads there were", "[programs]") {
+  const TemporaryFolder folder;
+  const auto out = (folder.path() / "out.json").string();
+  const auto run_with = [&](const std::string& environment, const std::string& options) {
+    const Outcome outcome = run_program(
+        "env -u GOMP_SPINCOUNT -u OMP_WAIT_POLICY -u KMP_BLOCKTIME " + environment + " " +
+            DLLM_GENERATE,
+        model("llada-tiny") + request("uncached-blocks") + "--quiet --json " + out + options);
+    INFO(outcome.output);
+    REQUIRE(outcome.code == 0);
+    return read_json(out);
+  };
+  const Json one = run_with("", " --threads 1");
+  CHECK(one.at("threads") == 1);
+  // Whether the program starts itself again, or the environment says how to wait.
+  for (const std::string environment : {"", "OMP_WAIT_POLICY=active", "GOMP_SPINCOUNT=10"}) {
+    const Json two = run_with(environment, " --threads 2");
+    CHECK(two.at("threads") == 2);
+    CHECK(two.at("tokens") == one.at("tokens"));
+  }
+#ifdef _OPENMP
+  CHECK(run_with("OMP_NUM_THREADS=3", "").at("threads") == 3);
+#endif
+}
+
+TEST_CASE("dllm-generate: a request in a pipe is read once, with any number of threads",
+          "[programs]") {
+  for (const std::string threads : {"1", "2"}) {
+    const Outcome outcome = run_program(
+        "sh -c 'cat " + request("uncached-blocks").substr(std::string("--request ").size()) +
+            " | env -u GOMP_SPINCOUNT -u OMP_WAIT_POLICY -u KMP_BLOCKTIME " DLLM_GENERATE,
+        model("llada-tiny") + "--request /dev/stdin --quiet --json - --threads " + threads + "'");
+    CHECK(outcome.code == 0);
+    CHECK(outcome.output.rfind("{\"tokens\":", 0) == 0);
   }
 }
 

@@ -139,7 +139,9 @@ void declare_tokens(CLI::App& app, TokenSettings& tokens) {
 }
 
 void declare_threads(CLI::App& app, int& threads) {
-  app.add_option("--threads", threads, "Threads to compute with")
+  app.add_option("--threads", threads,
+                 "Threads to compute with; where it is not given OMP_NUM_THREADS, else the "
+                 "processors that affinity and control groups leave to this process")
       ->capture_default_str()
       ->check(CLI::Range(1, 4096));
 }

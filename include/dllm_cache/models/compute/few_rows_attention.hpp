@@ -153,8 +153,10 @@ class FewRowsAttention {
     m_results = m_queries + m_parts * part_size();
     float* const scores = m_results + m_parts * tasks * result_size();
     pack_queries();
-    const double operations = attention_operations(m_segment.end - m_segment.begin, keys, m_shape);
-    team.for_each(tasks, operations, [&](Index task, Scratch& scratch) {
+    // Reading keys and values takes as long as so many rows' operations.
+    constexpr Index rows_while_reading = 16;
+    const double effort = attention_operations(rows_while_reading, keys, m_shape);
+    team.for_each(tasks, effort, [&](Index task, Scratch& scratch) {
       attend_keys(task, std::min(keys_together, keys - task * keys_together),
                   scores + scratch.thread * m_parts * scores_size);
     });

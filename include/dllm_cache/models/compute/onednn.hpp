@@ -7,6 +7,7 @@
 #include <map>
 #include <memory>
 #include <oneapi/dnnl/dnnl.hpp>
+#include <optional>
 #include <stdexcept>
 #include <string>
 #include <tuple>
@@ -73,6 +74,8 @@ class PackedWeights {
       : m_precision(precision), m_outputs(weight.shape.at(0)), m_inputs(weight.shape.at(1)) {
     check_float(weight);
     detail::try_onednn("packing weights", [&] {
+      std::optional<OpenMpThreads> alone;
+      if (worth_threads(product_effort(1, m_inputs, m_outputs), 2) == 1) alone.emplace(1);
       const dnnl::engine engine(dnnl::engine::kind::cpu, 0);
       constexpr Index typical_rows = 256;
       m_layout = detail::product_of(engine, typical_rows, m_inputs, m_outputs, precision, nullptr)
@@ -151,20 +154,22 @@ class OneDnnProducts {
     const bool dense = to.stride == to.cols;
     Index done = dense ? rows_in_place(rows) : 0;
     if (dense && padded) done = rows;
-    if (done > 0) multiply_bucket(weights, padded_rows(done), x, to.data, team.threads());
+    if (done > 0) multiply_bucket(weights, padded_rows(done), x, to.data, team);
     if (done == rows) return;
     // `to` has no room for the rows that fill up a bucket.
     const Index rest = rows - done, width = weights.outputs();
     float* const y = m_result.ensure(padded_rows(rest) * width);
-    multiply_bucket(weights, padded_rows(rest), x + done * weights.inputs(), y, team.threads());
+    multiply_bucket(weights, padded_rows(rest), x + done * weights.inputs(), y, team);
     team.for_rows(rest, static_cast<double>(rest * width),
                   [&](Index row) { std::copy_n(y + row * width, width, to.row(done + row)); });
   }
 
   // y [rows, outputs] = x [rows, inputs] W^T for a bucket of rows; both dense.
   void multiply_bucket(const PackedWeights& weights, Index rows, const void* x, float* y,
-                       int threads) {
-    const OpenMpThreads limit(threads);
+                       const ThreadTeam& team) {
+    // The regions of oneDNN take all threads that they are told, however little each has to do.
+    const OpenMpThreads limit(
+        team.threads_for(product_effort(rows, weights.inputs(), weights.outputs())));
     Product& product = find(weights, rows);
     // The plain C call with kept memory objects: the C++ wrapper builds a map at every call.
     dnnl_memory_set_data_handle(product.x.get(), const_cast<void*>(x));

@@ -11,17 +11,9 @@
 
 #include "dllm_cache/base/buffer.hpp"
 #include "dllm_cache/base/error.hpp"
+#include "dllm_cache/models/compute/available_threads.hpp"
 
 namespace dllm_cache::inline v0_1::models {
-
-/// Processors that this process may use, at least 1; 1 when built without OpenMP.
-[[nodiscard]] inline int available_threads() {
-#ifdef _OPENMP
-  return omp_get_num_procs();
-#else
-  return 1;
-#endif
-}
 
 /// Sets how many threads OpenMP code called from this thread takes, and puts the setting back; the
 /// setting belongs to the calling thread. Does nothing when built without OpenMP.
@@ -43,6 +35,15 @@ class OpenMpThreads {
   int m_before;
 #endif
 };
+
+/// Threads out of `threads` that work of so many `operations` is worth: all, or one where waking
+/// the others and waiting for the last of them would cost more than they save.
+[[nodiscard]] constexpr int worth_threads(double operations, int threads) {
+  // Some 20 microseconds of every thread: what a sleeping thread needs to wake up and to meet the
+  // others. Nothing between one and all: OpenMP ends threads that a smaller team leaves out.
+  constexpr double worth_waking = 2.5e6;
+  return operations > worth_waking * threads ? threads : 1;
+}
 
 /// Scratch memory of one thread of a team.
 struct Scratch {
@@ -67,22 +68,26 @@ class ThreadTeam {
   /// Memory of the caller's that all tasks see.
   [[nodiscard]] base::Buffer<float>& shared() { return m_shared; }
 
-  /// Calls `work(task, scratch)` for every task in `[0, count)`, spread over the threads where the
-  /// `operations` of all tasks together are worth waking them; `scratch` belongs to the thread that
-  /// runs the task. Rethrows one exception of the work.
+  /// Threads that work of so many `operations` is worth; see worth_threads().
+  [[nodiscard]] int threads_for(double operations) const {
+    return worth_threads(operations, m_threads);
+  }
+
+  /// Calls `work(task, scratch)` for every task in `[0, count)`, spread over threads_for() the
+  /// `operations` of all tasks together; `scratch` belongs to the thread that runs the task.
+  /// Rethrows one exception of the work.
   template <class Work>
   void for_each(Index count, double operations, const Work& work) {
     // Inside a task Eigen and others that ask OpenMP for threads must be told one.
 #ifdef _OPENMP
-    // Meeting at the end of a region costs some microseconds: about this many operations.
-    constexpr double worth_waking = 5e5;
-    if (m_threads > 1 && count > 1 && operations > worth_waking) {
+    if (count > 1 && threads_for(operations) > 1) {
       std::exception_ptr error;
 #pragma omp parallel num_threads(m_threads)
       {
         const OpenMpThreads one(1);
         Scratch& scratch = m_scratch[static_cast<std::size_t>(omp_get_thread_num())];
-#pragma omp for schedule(dynamic, 1)
+        // Whoever is free takes the next task; all meet once, at the end of the region.
+#pragma omp for schedule(dynamic, 1) nowait
         for (Index task = 0; task < count; ++task) {
           try {
             work(task, scratch);
@@ -102,12 +107,12 @@ class ThreadTeam {
     for (Index task = 0; task < count; ++task) work(task, m_scratch.front());
   }
 
-  /// Calls `work(row)` for every row in `[0, rows)`; `elements` are touched in all, a few
-  /// operations each.
+  /// Calls `work(row)` for every row in `[0, rows)`; `elements` are touched in all, each of which
+  /// takes as long as tens of operations of a product.
   template <class Work>
   void for_rows(Index rows, double elements, const Work& work) {
     const Index chunk = std::max<Index>(1, rows / (Index{4} * m_threads));
-    for_each((rows + chunk - 1) / chunk, 8.0 * elements, [&](Index task, Scratch&) {
+    for_each((rows + chunk - 1) / chunk, 32.0 * elements, [&](Index task, Scratch&) {
       for (Index row = task * chunk; row < std::min(rows, (task + 1) * chunk); ++row) work(row);
     });
   }

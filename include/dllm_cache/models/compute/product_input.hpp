@@ -2,11 +2,20 @@
 #pragma once
 
 #include <Eigen/Core>
+#include <algorithm>
 
 #include "dllm_cache/base/buffer.hpp"
 #include "dllm_cache/base/matrix_view.hpp"
 
 namespace dllm_cache::inline v0_1::models {
+
+/// Operations whose time a product takes, for ThreadTeam: with few rows, reading a weight takes
+/// longer than multiplying it.
+[[nodiscard]] inline double product_effort(Index rows, Index inputs, Index outputs) {
+  constexpr Index rows_while_reading = 16;
+  return 2.0 * static_cast<double>(std::max(rows, rows_while_reading)) *
+         static_cast<double>(inputs) * static_cast<double>(outputs);
+}
 
 /// Rows `[rows, width]` that a product reads, dense: floats, or where these are null, bf16.
 struct ProductRows {
