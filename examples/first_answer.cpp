@@ -21,8 +21,9 @@ int main(int argc, char** argv) {
   DenoisingLoop loop(model);
   const Index id = loop.add(prompt, {.response = 64, .block_length = 32}, balanced_policy());
   loop.run();
-  for (const std::int32_t token : loop.sequence(id).response())
-    if (!model.special_tokens().end_of_text.contains(token))
-      std::cout << symbols[static_cast<std::size_t>(token)];
+  for (const std::int32_t token : loop.sequence(id).response()) {
+    if (model.special_tokens().end_of_text.contains(token)) break;
+    std::cout << symbols[static_cast<std::size_t>(token)];
+  }
 }
 // [readme]

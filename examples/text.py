@@ -559,6 +559,8 @@ def make_request(options):
     for key in REQUEST_KEYS:
         if getattr(options, key) is not None:
             request[key] = getattr(options, key)
+    if options.mask_token is not None:
+        request["mask_token"] = options.mask_token  # the program must know it too
     print(json.dumps({**request, **dict(options.set)}))
 
 
@@ -711,7 +713,7 @@ def parse_options():
     request.add_argument("--chat", action="append", default=[], help="JSON file: a list of messages")
     request.add_argument("--infill", action="append", default=[], type=infill,
                          help=r"text with gaps <mask:N> of N tokens; \n, \t, \\ are escapes; gen_length 0 unless given")
-    request.add_argument("--mask-token", type=token_id, help="id of the mask in gaps, where the folder does not say")
+    request.add_argument("--mask-token", type=token_id, help="id of the mask, where the folder does not say")
     for key, kind in REQUEST_KEYS.items():
         request.add_argument(f"--{key.replace('_', '-')}", type=kind, help="written into the request")
     request.add_argument("--set", action="append", default=[], type=request_key, metavar="KEY=VALUE",

@@ -233,3 +233,43 @@ TEST_CASE("Gaps: block-verify recomputes the gaps of its block and verifies othe
   CHECK(steps[1][1] == 2);
   CHECK(steps[1][2] >= 8);
 }
+
+TEST_CASE("Gaps: block caches refresh at a block's first step, whichever step of the plan it is",
+          "[gaps]") {
+  Model model(seed, 3);
+  const std::int32_t mask = Model::mask;
+  const Tokens prompt{3, mask, mask, 1, 4, 4, 1, mask, mask, 9};
+  // Fifty steps for two masks a block: the first worth taking come late.
+  for (const AnyPolicy& policy : {AnyPolicy(DualCachePolicy{}), AnyPolicy(PrefixCachePolicy{})}) {
+    const auto steps =
+        recomputed_rows(model, {prompt, {.response = 0, .block_length = 5, .steps = 100}, policy});
+    REQUIRE(steps.size() == 4);
+    CHECK(steps[0].size() == 10);
+    CHECK(steps[1].size() < 10);
+    CHECK(steps[2].size() == 10);
+    CHECK(steps[3].size() < 10);
+  }
+}
+
+TEST_CASE("Gaps: policies are told of a block within the rows that may change", "[gaps]") {
+  struct Watching {
+    std::vector<Range>* blocks;
+    [[nodiscard]] PolicyTraits traits(const SequenceShape&) const { return {.name = "watching"}; }
+    void plan(const StepContext& context, StepPlan& plan) const {
+      blocks->push_back(context.block);
+      CHECK(context.is_given(0));
+      CHECK_FALSE(context.is_given(2));
+      CHECK(context.is_given(4));
+      plan.recompute(context.live());
+    }
+  };
+  Model model(seed);
+  const std::int32_t mask = Model::mask;
+  std::vector<Range> blocks;
+  DenoisingLoop<Model> loop(model);
+  loop.add(Tokens{3, 3, mask, mask, 1, 4, mask}, {.response = 1, .block_length = 4},
+           Watching{&blocks});
+  loop.run();
+  // The first step is planned without the policy.
+  CHECK(blocks == std::vector<Range>{{2, 4}, {4, 8}, {4, 8}});
+}

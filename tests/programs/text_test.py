@@ -279,6 +279,8 @@ class TextProgram(InFolder):
         self.assertEqual(self.prompt("--infill", "x<mask:1>")[-1], self.vocab["<mask>"])
         self.write("tokenizer_config.json", {})
         self.assert_fails(self.program("request", "--infill", "x<mask:1>"), "--mask-token ID")
+        told = self.program("request", "--infill", "x<mask:1>", "--mask-token", str(b))
+        self.assertEqual(json.loads(told.stdout)["mask_token"], b)
 
     def test_bad_gaps_are_refused(self):
         for bad in ("<mask:0>", "<mask:x>", "<mask:>", "<mask:-1>", "<mask:1.5>", "<mask:3", "<mask:99999999>"):

@@ -67,6 +67,8 @@ class BlockSchedule {
   [[nodiscard]] Index number() const { return m_block; }  ///< Of the active block.
   [[nodiscard]] Range block() const { return m_grid.block(m_block); }
   [[nodiscard]] const BlockProgress& progress() const { return m_progress; }
+  /// Steps done in the block; progress() counts those that were passed over too.
+  [[nodiscard]] Index taken() const { return m_taken; }
   /// Masks of the block that linear_commits() has not planned yet.
   [[nodiscard]] Index planned() const { return m_planned; }
 
@@ -75,11 +77,13 @@ class BlockSchedule {
     m_block = block;
     m_progress = {.steps = steps_of_block(masked), .first_masked = masked};
     m_planned = masked;
+    m_taken = 0;
     skip_empty_steps();
   }
   /// Goes on in the middle of a block that has begun.
-  void resume(Index step, Index planned) {
+  void resume(Index step, Index taken, Index planned) {
     m_progress.step = step;
+    m_taken = taken;
     m_planned = planned;
   }
 
@@ -93,6 +97,7 @@ class BlockSchedule {
   void end_step() {
     if (is_linear()) m_planned -= next_linear();
     ++m_progress.step;
+    ++m_taken;
     skip_empty_steps();
   }
   /// Whether the block is over, with so many rows that could still be committed, and so many masked
@@ -129,6 +134,7 @@ class BlockSchedule {
   Index m_steps = 0;  // of all blocks, 0: one a masked row
   Index m_block = 0;
   BlockProgress m_progress;
+  Index m_taken = 0;
   Index m_planned = 0;
 };
 

@@ -81,6 +81,8 @@ class SequenceState {
   /// Rows of the active block.
   [[nodiscard]] Range block() const { return m_blocks.block(); }
   [[nodiscard]] const BlockProgress& block_progress() const { return m_blocks.progress(); }
+  /// Steps done in the active block.
+  [[nodiscard]] Index block_steps() const { return m_blocks.taken(); }
   [[nodiscard]] bool finished() const { return m_finished; }
 
   /// Whether a row may be committed in this step: masked, and before the end of the active block
@@ -130,6 +132,7 @@ class SequenceState {
     out.number("block", m_blocks.number());
     out.number("step", m_step);
     out.number("block step", block_progress().step);
+    out.number("block steps taken", m_blocks.taken());
     out.number("first_masked", block_progress().first_masked);
     out.number("planned", m_blocks.planned());
     out.number("excludes_mask", m_excludes_mask);
@@ -201,9 +204,10 @@ class SequenceState {
     const auto block = in.number<Index>("block", 0, grid.count() - 1);
     m_step = in.number<Index>("step", 0, most_counted);
     const auto step = in.number<Index>("block step", 0, most_counted);
+    const auto taken = in.number<Index>("block steps taken", 0, step);
     const auto first_masked = in.number<Index>("first_masked", 0, grid.block(block).size());
     m_blocks.begin(block, first_masked);
-    m_blocks.resume(step, in.number<Index>("planned", 0, first_masked));
+    m_blocks.resume(step, taken, in.number<Index>("planned", 0, first_masked));
     m_excludes_mask = in.flag("excludes_mask");
     m_finished = in.flag("finished");
     const bool counted = is_counted(m_options.commit);

@@ -40,7 +40,7 @@ struct VicinityPolicy {
 
   void plan(const StepContext& context, StepPlan& plan) const {
     const Range live = context.live();
-    const bool first_block = context.block.begin <= context.shape.prompt;
+    const bool first_block = context.block.begin == context.shape.prompt;
     const bool due = context.block_step == 0 || context.step % refresh_interval == 0;
     if (context.step <= warmup_steps || (due && !first_block)) {
       plan.recompute(live);

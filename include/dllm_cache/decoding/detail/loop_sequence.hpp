@@ -46,6 +46,15 @@ struct ChangeLog {
   return state.has_gaps() ? state.given() : std::span<const std::uint8_t>();
 }
 
+/// The active block as policies know it: within the response of the cache's shape. Of a block that
+/// begins before the first gap the rest alone, since nothing changes in front of it.
+[[nodiscard]] inline Range block_in_response(const SequenceState& state,
+                                             const SequenceShape& shape) {
+  const Range block = state.block();
+  const Index begin = std::max(block.begin, shape.prompt);
+  return begin < block.end ? Range{begin, block.end} : block;
+}
+
 /// The unconditional run of a guided sequence, with counters of its own.
 template <class Cache>
 struct UnconditionalRun {
@@ -82,7 +91,7 @@ struct UnconditionalRun {
 
   /// What its policy is told before a step.
   [[nodiscard]] StepInput input(const SequenceState& state) const {
-    return {.block = state.block(),
+    return {.block = block_in_response(state, cache.shape()),
             .block_step = block == state.block() ? block_step : 0,
             .masked = state.masked(),
             .changed = changes.changed,
@@ -116,8 +125,8 @@ struct LoopSequence {
   [[nodiscard]] bool runs() const { return !stopped && !state.finished(); }
   /// What the policy of the conditional run is told before a step.
   [[nodiscard]] StepInput input() const {
-    return {.block = state.block(),
-            .block_step = state.block_progress().step,
+    return {.block = block_in_response(state, cache->shape()),
+            .block_step = state.block_steps(),
             .masked = state.masked(),
             .changed = changes.changed,
             .unchanged_steps = changes.unchanged_steps,
