@@ -208,17 +208,17 @@ TEST_CASE("CheckpointFolder: weights of no floating-point type are refused with 
           "[checkpoint][refusal]") {
   const TemporaryFolder folder;
   folder.write("config.json", "{}");
-  const std::vector<std::int32_t> integers(2);
+  const std::vector<std::int64_t> integers(2);
   SafetensorsWriter writer;
-  writer.add("w", TensorType::I32, {2, 1}, std::as_bytes(std::span(integers)));
+  writer.add("w", TensorType::I64, {2, 1}, std::as_bytes(std::span(integers)));
   writer.write(folder / "model.safetensors");
   const CheckpointFolder checkpoint(folder.path());
-  CHECK(checkpoint.tensor("w", {2, 1}).type == TensorType::I32);
+  CHECK(checkpoint.tensor("w", {2, 1}).type == TensorType::I64);
   const std::string message = refusal<std::runtime_error>([&] {
     return checkpoint.weight("w", {2, 1}).name;
   });
   CHECK_THAT(message, Contains("model.safetensors\"") && Contains("tensor \"w\"") &&
-                          Contains("expected type F32, F16 or BF16, got I32"));
+                          Contains("expected type F32, F16 or BF16, got I64"));
 }
 
 // ---- folders that are refused

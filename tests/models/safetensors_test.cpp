@@ -390,7 +390,7 @@ TEST_CASE("SafetensorsFile: a bad entry is refused with file, tensor and reason"
       {R"({"dtype":null,"shape":[8],"data_offsets":[0,8]})", "BOOL, got null"},
       {R"({"dtype":"F12","shape":[8],"data_offsets":[0,8]})", R"(BOOL, got "F12")"},
       {R"({"dtype":"f32","shape":[2],"data_offsets":[0,8]})", R"(BOOL, got "f32")"},
-      {R"({"dtype":"F4","shape":[16],"data_offsets":[0,8]})", R"(dtype: expected one of F64, F32)"},
+      {R"({"dtype":"F128","shape":[],"data_offsets":[0,8]})", R"(dtype: expected one of F64, F32)"},
       {R"({"dtype":"U8","shape":8,"data_offsets":[0,8]})", "shape: expected an array, got 8"},
       {R"({"dtype":"U8","shape":{},"data_offsets":[0,8]})", "shape: expected an array, got an obj"},
       {R"({"dtype":"U8","shape":null,"data_offsets":[0,8]})", "shape: expected an array, got null"},

@@ -17,6 +17,7 @@
 #include "dllm_cache/models/checkpoint/config.hpp"
 #include "dllm_cache/models/checkpoint/file_error.hpp"
 #include "dllm_cache/models/checkpoint/json_file.hpp"
+#include "dllm_cache/models/checkpoint/quantisation.hpp"
 #include "dllm_cache/models/checkpoint/safetensors_file.hpp"
 #include "dllm_cache/models/checkpoint/tensor.hpp"
 
@@ -35,8 +36,9 @@ class CheckpointFolder {
   /// Throws std::runtime_error naming the file at fault, and the tensor where there is one: folder,
   /// config.json or weights missing; config.json or the index not a JSON object or the weight_map
   /// not a map of strings; a shard named with a path separator or as "." or ".." (only files in the
-  /// folder are opened); a shard missing or without a tensor that the index puts there; and
-  /// whatever SafetensorsFile refuses.
+  /// folder are opened); a shard missing or without a tensor that the index puts there; a
+  /// checkpoint that is quantised, as config.json or the name of a tensor says; and whatever
+  /// SafetensorsFile refuses.
   explicit CheckpointFolder(std::filesystem::path folder) {
     std::error_code error;
     if (!std::filesystem::is_directory(folder, error))
@@ -44,7 +46,10 @@ class CheckpointFolder {
                           std::filesystem::exists(folder, error) ? "a file" : "none");
     auto contents = std::make_shared<Contents>();
     contents->folder = std::move(folder);
-    contents->config = read_json_object(contents->folder / "config.json");
+    const std::filesystem::path config = contents->folder / "config.json";
+    contents->config = read_json_object(config);
+    if (const auto how = detail::ConfigQuantisation::describe(contents->config))
+      detail::refuse_quantised(config, *how);
     // Links count even when they dangle: the message is then about the file that was meant.
     const std::filesystem::path single = contents->folder / "model.safetensors";
     const std::filesystem::path index = contents->folder / "model.safetensors.index.json";
@@ -62,6 +67,7 @@ class CheckpointFolder {
           contents->folder,
           "expected model.safetensors or model.safetensors.index.json, got neither");
     }
+    contents->check_names();
     m_contents = std::move(contents);
   }
 
@@ -99,11 +105,19 @@ class CheckpointFolder {
     return tensor(name, std::span(expected_shape.begin(), expected_shape.size()));
   }
 
-  /// The same, of type F32, F16 or BF16; throws std::runtime_error for other types, too.
+  /// The same, of type F32, F16 or BF16; throws std::runtime_error for other types, too, and calls
+  /// the checkpoint quantised where the type says so.
   [[nodiscard]] const Tensor& weight(std::string_view name,
                                      std::initializer_list<std::int64_t> expected_shape) const {
-    const auto [file, tensor] =
-        place(name, std::span(expected_shape.begin(), expected_shape.size()));
+    const std::span shape(expected_shape.begin(), expected_shape.size());
+    // The type first: packed weights have another shape, too, which explains nothing.
+    if (const auto found = m_contents->tensors.find(name); found != m_contents->tensors.end()) {
+      const auto [file, tensor] = found->second;
+      if (is_quantised_type(tensor->type))
+        detail::refuse_quantised(file->path(), base::text("tensor ", detail::in_quotes(name),
+                                                          " of type ", name_of(tensor->type)));
+    }
+    const auto [file, tensor] = place(name, shape);
     if (!is_float(tensor->type))
       detail::refuse_tensor(file->path(), name, "expected type F32, F16 or BF16, got ",
                             name_of(tensor->type));
@@ -178,6 +192,14 @@ class CheckpointFolder {
                                 ", got no such tensor");
         insert(file, *tensor);
       }
+    }
+
+    // Refuses weights beside which lie the scales or codes of a quantisation.
+    void check_names() const {
+      for (const auto& [name, entry] : tensors)
+        if (const auto what = detail::quantisation_of_name(name))
+          detail::refuse_quantised(entry.file->path(),
+                                   base::text("tensor ", detail::in_quotes(name), ", ", *what));
     }
 
     // Whether `name` stays inside the folder. A downloaded index is not to be trusted with paths; a

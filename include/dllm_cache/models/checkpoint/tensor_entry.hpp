@@ -15,6 +15,7 @@
 
 #include "dllm_cache/models/checkpoint/file_error.hpp"
 #include "dllm_cache/models/checkpoint/parse_json.hpp"
+#include "dllm_cache/models/checkpoint/quantisation.hpp"
 #include "dllm_cache/models/checkpoint/tensor.hpp"
 
 namespace dllm_cache::inline v0_1::models::detail {
@@ -62,6 +63,9 @@ class TensorEntry {
     const nlohmann::json& value = field("dtype");
     std::optional<TensorType> type;
     if (value.is_string()) type = tensor_type_of(value.get_ref<const std::string&>());
+    if (!type && value.is_string() && is_narrow_type(value.get_ref<const std::string&>()))
+      refuse_quantised(m_path, base::text("tensor ", in_quotes(m_name), " of type ",
+                                          in_quotes(value.get_ref<const std::string&>())));
     if (!type) {
       std::string known;
       for (const TensorTypeRow& row : tensor_types) {
