@@ -226,19 +226,25 @@ TEST_CASE("CheckpointFolder: weights of no floating-point type are refused with 
 TEST_CASE("CheckpointFolder: a missing folder is refused", "[checkpoint][refusal]") {
   const TemporaryFolder folder;
   REQUIRE_THAT(refusal_of(folder / "LLaDA-8B"),
-               Contains("LLaDA-8B\"") && Contains("expected a folder, got none"));
+               Contains("LLaDA-8B\"") && Contains("expected a folder") && Contains("got none"));
 }
 
 TEST_CASE("CheckpointFolder: a file in place of the folder is refused", "[checkpoint][refusal]") {
   const TemporaryFolder folder;
-  REQUIRE_THAT(refusal_of(folder.write("model.safetensors", "")),
-               Contains("model.safetensors\"") && Contains("expected a folder, got a file"));
+  const auto [name, hint] = GENERATE(table<std::string, std::string>({
+      {"model.safetensors", "got a file: give the folder that it lies in"},
+      {"llada-q4.gguf", "got a file of GGUF, which is not read"},
+      {"consolidated.00.pth", "got a file of PyTorch, which is not read"},
+      {"config.json", "got a file"},
+  }));
+  REQUIRE_THAT(refusal_of(folder.write(name, "")),
+               Contains(name + "\"") && Contains("expected a folder") && Contains(hint));
 }
 
 TEST_CASE("CheckpointFolder: a missing config.json is refused", "[checkpoint][refusal]") {
   const ShardedFolder folder;
   std::filesystem::remove(folder / "config.json");
-  REQUIRE_THAT(refusal_of(folder.path()), Contains("config.json\"") && Contains("No such file"));
+  REQUIRE_THAT(refusal_of(folder.path()), Contains("config.json\": missing"));
 }
 
 TEST_CASE("CheckpointFolder: a config.json that is no JSON object is refused",
@@ -247,8 +253,8 @@ TEST_CASE("CheckpointFolder: a config.json that is no JSON object is refused",
   const auto [text, reason] = GENERATE(table<std::string, std::string>({
       {"[1,2]", "expected a JSON object, got [1,2]"},
       {"null", "expected a JSON object, got null"},
-      {"", "not JSON"},
-      {"{\"n_layers\":", "not JSON"},
+      {"", "an empty file"},
+      {"{\"n_layers\":", "cut short"},
       {"{\"rope_theta\":NaN}", "not JSON"},
       {"{\"n\":1,\"n\":2}", "key \"n\" stands twice"},
       {std::string(100'000, '['), "nested deeper than"},
@@ -280,7 +286,7 @@ TEST_CASE("CheckpointFolder: a dangling link is refused by its own name, index o
   const ShardedFolder folder;
   std::filesystem::create_symlink(folder / "gone", folder / "model.safetensors");
   REQUIRE_THAT(refusal_of(folder.path()),
-               Contains("model.safetensors\"") && Contains("No such file"));
+               Contains("model.safetensors\": a link to a file that is missing"));
 }
 
 TEST_CASE("CheckpointFolder: damaged weights are refused by the name of their file",
@@ -344,7 +350,8 @@ TEST_CASE("CheckpointFolder: a missing shard is refused", "[checkpoint][refusal]
   const ShardedFolder folder;
   std::filesystem::remove(folder / "part-2.safetensors");
   REQUIRE_THAT(refusal_of(folder.path()),
-               Contains("part-2.safetensors\"") && Contains("No such file"));
+               Contains("part-2.safetensors\": missing, the download is incomplete") &&
+                   Contains("1 of the 2 files that \"model.safetensors.index.json\" names"));
 }
 
 TEST_CASE("CheckpointFolder: a tensor that is not in the shard of the index is refused",

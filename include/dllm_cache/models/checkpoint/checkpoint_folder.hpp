@@ -8,14 +8,17 @@
 #include <map>
 #include <memory>
 #include <nlohmann/json.hpp>
+#include <set>
 #include <span>
 #include <string>
 #include <string_view>
 #include <system_error>
 #include <utility>
+#include <vector>
 
 #include "dllm_cache/models/checkpoint/config.hpp"
 #include "dllm_cache/models/checkpoint/file_error.hpp"
+#include "dllm_cache/models/checkpoint/folder_content.hpp"
 #include "dllm_cache/models/checkpoint/json_file.hpp"
 #include "dllm_cache/models/checkpoint/quantisation.hpp"
 #include "dllm_cache/models/checkpoint/safetensors_file.hpp"
@@ -34,38 +37,40 @@ class CheckpointFolder {
   /// Opens `folder`.
   ///
   /// Throws std::runtime_error naming the file at fault, and the tensor where there is one: folder,
-  /// config.json or weights missing; config.json or the index not a JSON object or the weight_map
+  /// config.json or weights missing (then with what the folder has instead: weights in other
+  /// formats, unfinished downloads); config.json or the index not a JSON object or the weight_map
   /// not a map of strings; a shard named with a path separator or as "." or ".." (only files in the
   /// folder are opened); a shard missing or without a tensor that the index puts there; a
   /// checkpoint that is quantised, as config.json or the name of a tensor says; and whatever
-  /// SafetensorsFile refuses.
+  /// SafetensorsFile and read_json_object refuse.
   explicit CheckpointFolder(std::filesystem::path folder) {
-    std::error_code error;
-    if (!std::filesystem::is_directory(folder, error))
-      detail::refuse_file(folder, "expected a folder, got ",
-                          std::filesystem::exists(folder, error) ? "a file" : "none");
+    detail::require_folder(folder);
     auto contents = std::make_shared<Contents>();
     contents->folder = std::move(folder);
     const std::filesystem::path config = contents->folder / "config.json";
     contents->config = read_json_object(config);
     if (const auto how = detail::ConfigQuantisation::describe(contents->config))
       detail::refuse_quantised(config, *how);
+    std::error_code error;
     // Links count even when they dangle: the message is then about the file that was meant.
     const std::filesystem::path single = contents->folder / "model.safetensors";
     const std::filesystem::path index = contents->folder / "model.safetensors.index.json";
     if (std::filesystem::symlink_status(single, error).type() !=
         std::filesystem::file_type::not_found) {
       contents->weights = single;
+      detail::require_file(single);
       const SafetensorsFile& file = contents->open("model.safetensors");
       for (const Tensor& tensor : file.tensors()) contents->insert(file, tensor);
     } else if (std::filesystem::symlink_status(index, error).type() !=
                std::filesystem::file_type::not_found) {
       contents->weights = index;
+      detail::require_file(index);
       contents->read_index();
     } else {
-      detail::refuse_file(
-          contents->folder,
-          "expected model.safetensors or model.safetensors.index.json, got neither");
+      detail::refuse_file(contents->folder,
+                          "expected model.safetensors or model.safetensors.index.json, got neither",
+                          detail::other_weights_text(contents->folder),
+                          detail::leftovers_text(contents->folder));
     }
     contents->check_names();
     m_contents = std::move(contents);
@@ -179,19 +184,43 @@ class CheckpointFolder {
       if (weight_map == index.end() || !weight_map->is_object())
         detail::refuse_file(weights, "weight_map: expected an object, got ",
                             weight_map == index.end() ? "none" : detail::json_text(*weight_map));
+      std::set<std::string> shards;
       for (const auto& [name, shard] : weight_map->items()) {
         if (!shard.is_string() || !is_file_name(shard.get_ref<const std::string&>()))
           detail::refuse_tensor(weights, name,
                                 "weight_map: expected the name of a file in this folder, got ",
                                 detail::json_text(shard));
+        shards.insert(shard.get<std::string>());
+      }
+      require_shards(shards);
+      for (const auto& [name, shard] : weight_map->items()) {
         const SafetensorsFile& file = open(shard.get_ref<const std::string&>());
         const Tensor* const tensor = file.find(name);
         if (tensor == nullptr)
           detail::refuse_tensor(file.path(), name, "expected here by ",
                                 detail::in_quotes(weights.filename().string()),
-                                ", got no such tensor");
+                                ", got no such tensor: index and shard do not belong together");
         insert(file, *tensor);
       }
+    }
+
+    // Refuses an index of which a file is missing, before others are opened: how many are missing
+    // tells more than what is wrong with the first.
+    void require_shards(const std::set<std::string>& shards) const {
+      std::vector<std::string> missing;
+      for (const std::string& shard : shards) {
+        std::error_code error;
+        if (std::filesystem::status(folder / shard, error).type() ==
+            std::filesystem::file_type::not_found)
+          missing.push_back(shard);
+      }
+      if (missing.empty()) return;
+      detail::require_file(
+          folder / missing.front(),
+          base::text(": ", missing.size(), " of the ", shards.size(), " files that ",
+                     detail::in_quotes(weights.filename().string()), " names ",
+                     missing.size() == 1 ? "is missing" : "are missing",
+                     missing.size() == 1 ? "" : " (" + detail::list_text(missing) + ")"));
     }
 
     // Refuses weights beside which lie the scales or codes of a quantisation.

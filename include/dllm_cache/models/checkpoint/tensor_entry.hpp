@@ -20,6 +20,14 @@
 
 namespace dllm_cache::inline v0_1::models::detail {
 
+/// What an entry of a safetensors header says: a tensor without its bytes, and where these lie in
+/// all that follows the header.
+struct TensorPlace {
+  Tensor tensor;
+  std::size_t begin = 0;
+  std::size_t end = 0;
+};
+
 /// Reads one entry of a safetensors header; every refusal, a std::runtime_error, names the file and
 /// the tensor.
 class TensorEntry {
@@ -30,21 +38,24 @@ class TensorEntry {
     if (!entry.is_object()) refuse("expected an object, got ", json_text(entry));
   }
 
-  /// The tensor, whose bytes are part of `data`: all that follows the header.
-  [[nodiscard]] Tensor read(std::span<const std::byte> data) const {
-    Tensor tensor;
+  /// The tensor, whose place may still lie outside the `size` bytes that follow the header: whether
+  /// the file was cut short is seen when all places are known.
+  [[nodiscard]] TensorPlace read(std::size_t size) const {
+    TensorPlace place;
+    Tensor& tensor = place.tensor;
     tensor.name = m_name;
     tensor.type = type();
     tensor.shape = shape();
-    const auto [begin, end] = offsets(data.size());
+    const auto [begin, end] = offsets(size);
     const std::optional<std::uint64_t> expected = tensor_bytes(tensor.type, tensor.shape);
     if (!expected)
       refuse("shape: expected a size below 2^63 bytes, got ", shape_text(tensor.shape));
     if (end - begin != *expected)
       refuse("data_offsets: expected ", *expected, " bytes for ", name_of(tensor.type), " ",
              shape_text(tensor.shape), ", got ", end - begin);
-    tensor.bytes = data.subspan(begin, end - begin);
-    return tensor;
+    place.begin = begin;
+    place.end = end;
+    return place;
   }
 
  private:
@@ -98,7 +109,7 @@ class TensorEntry {
       begin = count_of(value[0]);
       end = count_of(value[1]);
     }
-    if (!begin || !end || *begin > *end || *end > size)
+    if (!begin || !end || *begin > *end)
       refuse("data_offsets: expected [begin, end] with 0 <= begin <= end <= ", size, ", got ",
              json_text(value));
     return {static_cast<std::size_t>(*begin), static_cast<std::size_t>(*end)};
