@@ -190,3 +190,36 @@ TEST_CASE("Downloads: a folder of Hugging Face's cache points to its snapshots",
   CHECK_THAT(refusal_of(folder / "snapshots/0123"),
              Contains("unfinished downloads: \"77.incomplete\""));
 }
+
+// ---- tensors that no loader asks for
+
+TEST_CASE("CheckpointFolder: what was not read is known by name", "[checkpoint]") {
+  const Folder folder;
+  folder.write("c.safetensors", weights("unlisted"));
+  folder.write("model.safetensors.index.json",
+               R"({"weight_map":{"a":"a.safetensors","b":"b.safetensors",)"
+               R"("unlisted":"c.safetensors"}})");
+  const CheckpointFolder checkpoint(folder.path());
+  using Names = std::vector<std::string>;
+  CHECK(checkpoint.unread() == Names{"a", "b", "unlisted"});
+  CHECK(checkpoint.find("a") != nullptr);
+  CHECK_THROWS_AS(checkpoint.weight("a", {2, 2}), std::runtime_error);
+  CHECK(checkpoint.unread() == Names{"a", "b", "unlisted"});
+  const CheckpointFolder copy = checkpoint;
+  CHECK(copy.weight("a", {4}).name == "a");
+  CHECK(checkpoint.tensor("b", {4}).name == "b");
+  CHECK(checkpoint.unread() == Names{"unlisted"});
+  CHECK(copy.unread() == Names{"unlisted"});
+}
+
+TEST_CASE("CheckpointFolder: tensors that the index leaves out are not read", "[checkpoint]") {
+  const Folder folder;
+  folder.write("model.safetensors.index.json", R"({"weight_map":{"a":"a.safetensors"}})");
+  const std::string header = R"({"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]},)"
+                             R"("z":{"dtype":"U8","shape":[1],"data_offsets":[1,2]}})";
+  folder.write("a.safetensors", std::string(1, static_cast<char>(header.size())) +
+                                    std::string(7, '\0') + header + "xx");
+  const CheckpointFolder checkpoint(folder.path());
+  CHECK(checkpoint.tensor("a", {1}).name == "a");
+  CHECK(checkpoint.unread() == std::vector<std::string>{"z"});
+}

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <atomic>
 #include <cstdint>
 #include <filesystem>
 #include <initializer_list>
@@ -90,10 +91,11 @@ class CheckpointFolder {
   /// The content of config.json, an object.
   [[nodiscard]] const nlohmann::json& config() const noexcept { return m_contents->config; }
 
-  /// The tensor of that name, or nullptr; of a sharded checkpoint those that the index names.
+  /// The tensor of that name, or nullptr; of a sharded checkpoint those that the index names. Does
+  /// not count as reading it: see unread.
   [[nodiscard]] const Tensor* find(std::string_view name) const noexcept {
     const auto found = m_contents->tensors.find(name);
-    return found == m_contents->tensors.end() ? nullptr : found->second.tensor;
+    return found == m_contents->tensors.end() ? nullptr : found->second.place.tensor;
   }
 
   /// The tensor of that name, which must have exactly that shape ([]: a scalar).
@@ -117,7 +119,7 @@ class CheckpointFolder {
     const std::span shape(expected_shape.begin(), expected_shape.size());
     // The type first: packed weights have another shape, too, which explains nothing.
     if (const auto found = m_contents->tensors.find(name); found != m_contents->tensors.end()) {
-      const auto [file, tensor] = found->second;
+      const auto [file, tensor] = found->second.place;
       if (is_quantised_type(tensor->type))
         detail::refuse_quantised(file->path(), base::text("tensor ", detail::in_quotes(name),
                                                           " of type ", name_of(tensor->type)));
@@ -129,6 +131,26 @@ class CheckpointFolder {
     return *tensor;
   }
 
+  /// Names of the tensors in the opened files, sorted, that neither tensor() nor weight() of this
+  /// object or a copy has given yet: after a model is loaded, what its loader knows nothing of. Has
+  /// tensors of a shard that the index does not name, too.
+  ///
+  /// May be called beside tensor() and weight() on other threads; what these give meanwhile may or
+  /// may not be among the names.
+  [[nodiscard]] std::vector<std::string> unread() const {
+    std::vector<std::string> names;
+    for (const auto& [file_name, file] : m_contents->files)
+      for (const Tensor& tensor : file.tensors()) {
+        const auto found = m_contents->tensors.find(tensor.name);
+        if (found == m_contents->tensors.end() ||
+            !found->second.given.load(std::memory_order_relaxed))
+          names.push_back(tensor.name);
+      }
+    std::sort(names.begin(), names.end());
+    names.erase(std::unique(names.begin(), names.end()), names.end());
+    return names;
+  }
+
   /// Holds everything that this object handed out (tensors, their bytes, the config) alive, for a
   /// model that outlives the folder object.
   [[nodiscard]] std::shared_ptr<const void> lifetime() const noexcept { return m_contents; }
@@ -138,6 +160,11 @@ class CheckpointFolder {
     const SafetensorsFile* file;
     const Tensor* tensor;
   };
+  struct Entry {
+    explicit Entry(Place at) : place(at) {}
+    Place place;
+    mutable std::atomic<bool> given = false;  // for unread; const methods run on any thread
+  };
 
   [[nodiscard]] Place place(std::string_view name,
                             std::span<const std::int64_t> expected_shape) const {
@@ -145,12 +172,13 @@ class CheckpointFolder {
     if (found == m_contents->tensors.end())
       detail::refuse_tensor(m_contents->weights, name, "expected shape ",
                             shape_text(expected_shape), ", got no such tensor");
-    const auto& [file, tensor] = found->second;
+    const auto& [file, tensor] = found->second.place;
     if (!std::equal(expected_shape.begin(), expected_shape.end(), tensor->shape.begin(),
                     tensor->shape.end()))
       detail::refuse_tensor(file->path(), name, "expected shape ", shape_text(expected_shape),
                             ", got ", shape_text(tensor->shape));
-    return found->second;
+    found->second.given.store(true, std::memory_order_relaxed);
+    return found->second.place;
   }
 
   // Shared by copies and lifetimes; built in place and never moved, because `tensors` points into
@@ -166,7 +194,7 @@ class CheckpointFolder {
     std::filesystem::path weights;  // model.safetensors or the index, for messages
     nlohmann::json config;
     std::map<std::string, SafetensorsFile> files;  // by file name
-    std::map<std::string_view, Place> tensors;     // by tensor name, which the file keeps
+    std::map<std::string_view, Entry> tensors;     // by tensor name, which the file keeps
 
     const SafetensorsFile& open(const std::string& file_name) {
       const auto found = files.find(file_name);
@@ -175,7 +203,7 @@ class CheckpointFolder {
     }
 
     void insert(const SafetensorsFile& file, const Tensor& tensor) {
-      tensors.emplace(tensor.name, Place{&file, &tensor});
+      tensors.try_emplace(tensor.name, Place{&file, &tensor});
     }
 
     void read_index() {
@@ -227,7 +255,7 @@ class CheckpointFolder {
     void check_names() const {
       for (const auto& [name, entry] : tensors)
         if (const auto what = detail::quantisation_of_name(name))
-          detail::refuse_quantised(entry.file->path(),
+          detail::refuse_quantised(entry.place.file->path(),
                                    base::text("tensor ", detail::in_quotes(name), ", ", *what));
     }
 
