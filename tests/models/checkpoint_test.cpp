@@ -208,17 +208,17 @@ TEST_CASE("CheckpointFolder: weights of no floating-point type are refused with 
           "[checkpoint][refusal]") {
   const TemporaryFolder folder;
   folder.write("config.json", "{}");
-  const std::vector<std::int32_t> integers(2);
+  const std::vector<std::int64_t> integers(2);
   SafetensorsWriter writer;
-  writer.add("w", TensorType::I32, {2, 1}, std::as_bytes(std::span(integers)));
+  writer.add("w", TensorType::I64, {2, 1}, std::as_bytes(std::span(integers)));
   writer.write(folder / "model.safetensors");
   const CheckpointFolder checkpoint(folder.path());
-  CHECK(checkpoint.tensor("w", {2, 1}).type == TensorType::I32);
+  CHECK(checkpoint.tensor("w", {2, 1}).type == TensorType::I64);
   const std::string message = refusal<std::runtime_error>([&] {
     return checkpoint.weight("w", {2, 1}).name;
   });
   CHECK_THAT(message, Contains("model.safetensors\"") && Contains("tensor \"w\"") &&
-                          Contains("expected type F32, F16 or BF16, got I32"));
+                          Contains("expected type F32, F16 or BF16, got I64"));
 }
 
 // ---- folders that are refused
@@ -226,55 +226,25 @@ TEST_CASE("CheckpointFolder: weights of no floating-point type are refused with 
 TEST_CASE("CheckpointFolder: a missing folder is refused", "[checkpoint][refusal]") {
   const TemporaryFolder folder;
   REQUIRE_THAT(refusal_of(folder / "LLaDA-8B"),
-               Contains("LLaDA-8B\"") && Contains("expected a folder, got none"));
+               Contains("LLaDA-8B\"") && Contains("expected a folder") && Contains("got none"));
 }
 
 TEST_CASE("CheckpointFolder: a file in place of the folder is refused", "[checkpoint][refusal]") {
   const TemporaryFolder folder;
-  REQUIRE_THAT(refusal_of(folder.write("model.safetensors", "")),
-               Contains("model.safetensors\"") && Contains("expected a folder, got a file"));
+  const auto [name, hint] = GENERATE(table<std::string, std::string>({
+      {"model.safetensors", "got a file: give the folder that it lies in"},
+      {"llada-q4.gguf", "got a file of GGUF, which is not read"},
+      {"consolidated.00.pth", "got a file of PyTorch, which is not read"},
+      {"config.json", "got a file"},
+  }));
+  REQUIRE_THAT(refusal_of(folder.write(name, "")),
+               Contains(name + "\"") && Contains("expected a folder") && Contains(hint));
 }
 
 TEST_CASE("CheckpointFolder: a missing config.json is refused", "[checkpoint][refusal]") {
   const ShardedFolder folder;
   std::filesystem::remove(folder / "config.json");
-  REQUIRE_THAT(refusal_of(folder.path()),
-               Contains(folder.path().string()) && Contains("got no config.json"));
-}
-
-TEST_CASE(
-    "CheckpointFolder: weights of other formats are named where config.json or safetensors "
-    "files are missing",
-    "[checkpoint][refusal]") {
-  const TemporaryFolder folder;
-  for (const char* name : {"model-q4.gguf", "consolidated.00.pth", "notes.txt"})
-    folder.write(name, "");
-  REQUIRE_THAT(refusal_of(folder.path()),
-               Contains("got no config.json, found \"consolidated.00.pth\", \"model-q4.gguf\"") &&
-                   !Contains("notes.txt"));
-  folder.write("config.json", "{}");
-  REQUIRE_THAT(refusal_of(folder.path()),
-               Contains("got neither, found \"consolidated.00.pth\", \"model-q4.gguf\""));
-}
-
-TEST_CASE("CheckpointFolder: a GGUF file in place of the folder is refused as one",
-          "[checkpoint][refusal]") {
-  const TemporaryFolder folder;
-  REQUIRE_THAT(refusal_of(folder.write("llada.gguf", "GGUF")),
-               Contains("expected a folder, got a file") && Contains("GGUF files are not read"));
-}
-
-TEST_CASE("CheckpointFolder: a config.json that is another file is refused as what it is",
-          "[checkpoint][refusal]") {
-  const ShardedFolder folder;
-  const auto [text, meaning] = GENERATE(table<std::string, std::string>({
-      {"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "a Git LFS pointer"},
-      {"<!doctype html>", "a page of HTML"},
-      {"", "the file is empty"},
-      {R"({"n_layers":2,"d_mod)", "cut short, 20 bytes end inside an object"},
-  }));
-  folder.write("config.json", text);
-  REQUIRE_THAT(refusal_of(folder.path()), Contains("config.json\"") && Contains(meaning));
+  REQUIRE_THAT(refusal_of(folder.path()), Contains("config.json\": missing"));
 }
 
 TEST_CASE("CheckpointFolder: a config.json that is no JSON object is refused",
@@ -283,8 +253,8 @@ TEST_CASE("CheckpointFolder: a config.json that is no JSON object is refused",
   const auto [text, reason] = GENERATE(table<std::string, std::string>({
       {"[1,2]", "expected a JSON object, got [1,2]"},
       {"null", "expected a JSON object, got null"},
-      {"", "not JSON"},
-      {"{\"n_layers\":", "not JSON"},
+      {"", "an empty file"},
+      {"{\"n_layers\":", "cut short"},
       {"{\"rope_theta\":NaN}", "not JSON"},
       {"{\"n\":1,\"n\":2}", "key \"n\" stands twice"},
       {std::string(100'000, '['), "nested deeper than"},
@@ -316,7 +286,7 @@ TEST_CASE("CheckpointFolder: a dangling link is refused by its own name, index o
   const ShardedFolder folder;
   std::filesystem::create_symlink(folder / "gone", folder / "model.safetensors");
   REQUIRE_THAT(refusal_of(folder.path()),
-               Contains("model.safetensors\"") && Contains("No such file"));
+               Contains("model.safetensors\": a link to a file that is missing"));
 }
 
 TEST_CASE("CheckpointFolder: damaged weights are refused by the name of their file",
@@ -380,11 +350,8 @@ TEST_CASE("CheckpointFolder: a missing shard is refused", "[checkpoint][refusal]
   const ShardedFolder folder;
   std::filesystem::remove(folder / "part-2.safetensors");
   REQUIRE_THAT(refusal_of(folder.path()),
-               Contains("part-2.safetensors\"") &&
-                   Contains("missing, though \"model.safetensors.index.json\" names it") &&
-                   Contains("the download is incomplete") && !Contains("found"));
-  folder.write("part-2.safetensors.incomplete", "");
-  REQUIRE_THAT(refusal_of(folder.path()), Contains("found \"part-2.safetensors.incomplete\""));
+               Contains("part-2.safetensors\": missing, the download is incomplete") &&
+                   Contains("1 of the 2 files that \"model.safetensors.index.json\" names"));
 }
 
 TEST_CASE("CheckpointFolder: a tensor that is not in the shard of the index is refused",

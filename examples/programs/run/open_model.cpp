@@ -19,7 +19,7 @@ std::shared_ptr<const dllm_cache::models::TransformerModel> open_model(
 
 bool is_dream(const std::filesystem::path& folder) {
   namespace models = dllm_cache::models;
-  const nlohmann::json config = models::read_config(folder);
+  const nlohmann::json config = models::read_json_object(folder / "config.json");
   return models::family_of({config, folder / "config.json"}).computation ==
          models::Computation::Dream;
 }

@@ -19,7 +19,6 @@ namespace dllm_cache::inline v0_1::models {
     const CheckpointFolder& folder, const ComputeOptions& options = {},
     const TokenChoice& tokens = {}) {
   const ConfigReader reader = folder.config_reader();
-  detail::refuse_quantised(reader);
   auto model = std::make_shared<TransformerModel>();
   model->compute = options;
   TransformerConfig& config = model->config;

@@ -77,7 +77,6 @@ inline void read_llada_sizes(const ConfigReader& reader, TransformerConfig& conf
     const CheckpointFolder& folder, const ComputeOptions& options = {},
     const TokenChoice& tokens = {}) {
   const ConfigReader reader = folder.config_reader();
-  detail::refuse_quantised(reader);
   auto model = std::make_shared<TransformerModel>();
   model->compute = options;
   TransformerConfig& config = model->config;

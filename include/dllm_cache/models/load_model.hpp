@@ -20,10 +20,9 @@ namespace dllm_cache::inline v0_1::models {
     const std::filesystem::path& path, const ComputeOptions& options = {},
     const TokenChoice& tokens = {}) {
   // What config.json says comes before any damage of the weights.
-  const nlohmann::json config = read_config(path);
+  const nlohmann::json config = read_json_object(path / "config.json");
   const ConfigReader reader(config, path / "config.json");
   const Family& family = family_of(reader);
-  detail::refuse_quantised(reader);
   const CheckpointFolder folder(path);
   return family.computation == Computation::Dream ? load_dream(folder, options, tokens)
                                                   : load_llada(folder, options, tokens);

@@ -4,14 +4,12 @@
 #include <algorithm>
 #include <cstdint>
 #include <initializer_list>
-#include <set>
 #include <string>
 
 #include "dllm_cache/models/biases.hpp"
 #include "dllm_cache/models/check_config.hpp"
 #include "dllm_cache/models/checkpoint/checkpoint_folder.hpp"
 #include "dllm_cache/models/family.hpp"
-#include "dllm_cache/models/quantisation.hpp"
 #include "dllm_cache/models/rotary_config.hpp"
 #include "dllm_cache/models/special_ids.hpp"
 #include "dllm_cache/models/tensor_names.hpp"
@@ -63,29 +61,24 @@ inline void load_tensors(const CheckpointFolder& folder, const TensorNames& name
                          const BiasRules& rules, double epsilon, TransformerModel& model) {
   const TransformerConfig& config = model.config;
   const Index width = config.width, queries = config.query_width(), keys = config.kv_width();
-  refuse_quantised(folder);
   const bool tied = folder.config_reader().optional_bool(names.tied).value_or(false);
   const Biases biases = find_biases(folder, names, config.layers, rules, tied);
-  std::set<std::string> read;
-  const auto tensor = [&](const std::string& name,
-                          std::initializer_list<std::int64_t> shape) -> const Tensor& {
-    read.insert(name);
-    return folder.weight(name, shape);
-  };
   const auto norm = [&](const std::string& name) {
     RmsNorm made;
-    made.weight = read_floats(tensor(name + ".weight", {width}));
-    if (biases.norms) made.bias = read_floats(tensor(name + ".bias", {width}));
+    made.weight = read_floats(folder.weight(name + ".weight", {width}));
+    if (biases.norms) made.bias = read_floats(folder.weight(name + ".bias", {width}));
     made.epsilon = static_cast<float>(epsilon);
     return made;
   };
   const auto linear = [&](const std::string& name, Index outputs, Index inputs, bool bias) {
-    const Tensor& weight = tensor(name + ".weight", {outputs, inputs});
-    return Linear(weight, bias ? &tensor(name + ".bias", {outputs}) : nullptr, model.compute);
+    const Tensor& weight = folder.weight(name + ".weight", {outputs, inputs});
+    return Linear(weight, bias ? &folder.weight(name + ".bias", {outputs}) : nullptr,
+                  model.compute);
   };
   model.architecture = names.architecture;
   model.lifetime = folder.lifetime();
-  model.embedding = tensor(std::string(names.embedding) + ".weight", {config.vocabulary, width});
+  model.embedding =
+      folder.weight(std::string(names.embedding) + ".weight", {config.vocabulary, width});
   for (Index number = 0; number < config.layers; ++number) {
     const std::string prefix = names.of_layer(number);
     LayerWeights& layer = model.layers.emplace_back();
@@ -102,7 +95,7 @@ inline void load_tensors(const CheckpointFolder& folder, const TensorNames& name
   model.final_norm = norm(names.final_norm);
   model.head = tied ? Linear(model.embedding, nullptr, model.compute)
                     : linear(names.head, config.vocabulary, width, biases.head);
-  if (auto warning = check_unread(folder, names, read, tied))
+  if (auto warning = check_unread(folder, names, tied))
     model.warnings.push_back(*std::move(warning));
 }
 

@@ -26,6 +26,14 @@ struct TokenChoice {
 
 namespace detail {
 
+/// Whether there is an entry of that name; links count even when they dangle, so that the message is
+/// then about the file that was meant.
+[[nodiscard]] inline bool has_entry(const std::filesystem::path& path) {
+  std::error_code error;
+  return std::filesystem::symlink_status(path, error).type() !=
+         std::filesystem::file_type::not_found;
+}
+
 /// Finds the special tokens of a checkpoint in its folder.
 class SpecialIds {
  public:
@@ -55,8 +63,7 @@ class SpecialIds {
 
   [[nodiscard]] std::int32_t checked(const char* what, std::int32_t token) const {
     if (token < 0 || token >= m_vocabulary)
-      base::refuse_argument(what, "_token must be in [0, ", m_vocabulary - 1, "], got ",
-                            token);
+      base::refuse_argument(what, "_token must be in [0, ", m_vocabulary - 1, "], got ", token);
     return token;
   }
 

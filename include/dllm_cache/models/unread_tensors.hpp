@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <optional>
-#include <set>
 #include <string>
 #include <string_view>
 
@@ -25,22 +25,20 @@ inline constexpr std::array<std::string_view, 8> buffer_endings = {
 ///
 /// Throws std::runtime_error naming the first such tensor of a layer.
 [[nodiscard]] inline std::optional<std::string> check_unread(const CheckpointFolder& folder,
-                                                             const TensorNames& names,
-                                                             const std::set<std::string>& read,
-                                                             bool tied) {
+                                                             const TensorNames& names, bool tied) {
   Index count = 0;
   std::string first;
-  folder.for_each([&](const Tensor& tensor) {
-    const std::string& name = tensor.name;
-    if (read.contains(name) || (tied && name == std::string(names.head) + ".weight")) return;
-    for (const std::string_view ending : buffer_endings)
-      if (name.ends_with(ending)) return;
+  for (const std::string& name : folder.unread()) {
+    if (tied && name == std::string(names.head) + ".weight") continue;
+    if (std::any_of(buffer_endings.begin(), buffer_endings.end(),
+                    [&](std::string_view ending) { return name.ends_with(ending); }))
+      continue;
     if (name.starts_with(names.layers))
       refuse_tensor(folder.path(), name,
                     "this tensor of a layer is not computed: the checkpoint's layers are of "
                     "another kind, or more of them than config.json says");
     if (count++ == 0) first = name;
-  });
+  }
   if (count == 0) return std::nullopt;
   return base::text(path_text(folder.path()), ": ", count,
                     count == 1 ? " tensor is not read: " : " tensors are not read, the first is ",

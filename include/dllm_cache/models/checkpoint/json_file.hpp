@@ -4,12 +4,12 @@
 #include <cstddef>
 #include <filesystem>
 #include <nlohmann/json.hpp>
-#include <string_view>
 
+#include "dllm_cache/models/checkpoint/broken_file.hpp"
 #include "dllm_cache/models/checkpoint/file_error.hpp"
+#include "dllm_cache/models/checkpoint/folder_content.hpp"
 #include "dllm_cache/models/checkpoint/mapped_file.hpp"
 #include "dllm_cache/models/checkpoint/parse_json.hpp"
-#include "dllm_cache/models/checkpoint/wrong_file.hpp"
 
 namespace dllm_cache::inline v0_1::models {
 
@@ -18,16 +18,18 @@ inline constexpr std::size_t max_json_bytes = 100'000'000;
 
 /// Reads a JSON file whose outermost value is an object, at most `max_json_bytes` long.
 ///
-/// Throws std::runtime_error naming the file when it is missing, too long, not JSON in the sense of
-/// parse_json, or another kind of value.
+/// Throws std::runtime_error naming the file when it is missing, empty, too long, cut short, a Git
+/// LFS pointer or a web page in place of the file, not JSON in the sense of parse_json, or another
+/// kind of value. Of a config.json the message says, too, what is wrong with the folder: that it is
+/// missing, or a file, or has weights in another format.
 [[nodiscard]] inline nlohmann::json read_json_object(const std::filesystem::path& path) {
+  if (path.filename() == "config.json" && path.has_parent_path())
+    detail::require_config(path.parent_path());
   const MappedFile file(path);
   if (file.bytes().size() > max_json_bytes)
     detail::refuse_file(path, "expected at most ", max_json_bytes, " bytes of JSON, got ",
                         file.bytes().size());
-  if (file.bytes().empty()) detail::refuse_file(path, "not JSON: the file is empty");
-  if (const std::string_view kind = detail::wrong_kind(file.text()); !kind.empty())
-    detail::refuse_file(path, "expected JSON, got ", kind);
+  detail::refuse_broken(path, file.text(), "a JSON object");
   nlohmann::json result = parse_json(file.text(), detail::path_text(path));
   if (!result.is_object())
     detail::refuse_file(path, "expected a JSON object, got ", detail::json_text(result));

@@ -30,8 +30,8 @@ namespace detail {
 /// child, which makes a header of many tensors quadratic.)
 class JsonGuard final : public nlohmann::json_sax<nlohmann::json> {
  public:
-  JsonGuard(std::string_view source, std::size_t deepest, std::size_t length)
-      : m_source(source), m_deepest(deepest), m_length(length) {}
+  JsonGuard(std::string_view source, std::size_t size, std::size_t deepest)
+      : m_source(source), m_size(size), m_deepest(deepest) {}
 
   bool null() override { return true; }
   bool boolean(bool) override { return true; }
@@ -53,9 +53,9 @@ class JsonGuard final : public nlohmann::json_sax<nlohmann::json> {
 
   bool parse_error(std::size_t position, const std::string& token,
                    const nlohmann::json::exception&) override {
-    // A text that was cut short: the parser stands behind its last byte.
-    if (position > m_length && !m_open.empty())
-      refuse("not JSON: cut short, ", m_length, " bytes end inside an object or array");
+    // The parser met the end of the text where more had to come.
+    if (position > m_size)
+      refuse("not JSON at byte ", m_size, ", where it ends in the middle: it is cut short");
     // The library's own text repeats the token, which may be as long as the file.
     refuse("not JSON at byte ", position, ", near ", in_quotes(token));
   }
@@ -78,8 +78,8 @@ class JsonGuard final : public nlohmann::json_sax<nlohmann::json> {
   }
 
   std::string_view m_source;
+  std::size_t m_size;
   std::size_t m_deepest;
-  std::size_t m_length;
   std::vector<std::set<std::string>> m_open;  // the keys of every object or array not yet closed
 };
 
@@ -101,7 +101,7 @@ class JsonGuard final : public nlohmann::json_sax<nlohmann::json> {
 /// deeper nesting and a NUL byte (at which that parser would stop reading). Throws JsonError.
 [[nodiscard]] inline nlohmann::json parse_json(std::string_view text, std::string_view source,
                                                std::size_t deepest = max_json_depth) {
-  detail::JsonGuard guard(source, deepest, text.size());
+  detail::JsonGuard guard(source, text.size(), deepest);
   if (const std::size_t nul = text.find('\0'); nul != std::string_view::npos)
     guard.refuse("not JSON: NUL byte at byte ", nul);
   nlohmann::json::sax_parse(text.begin(), text.end(), &guard);

@@ -14,12 +14,12 @@
 #include <utility>
 #include <vector>
 
+#include "dllm_cache/models/checkpoint/broken_file.hpp"
 #include "dllm_cache/models/checkpoint/file_error.hpp"
 #include "dllm_cache/models/checkpoint/json_file.hpp"
 #include "dllm_cache/models/checkpoint/mapped_file.hpp"
 #include "dllm_cache/models/checkpoint/tensor.hpp"
 #include "dllm_cache/models/checkpoint/tensor_entry.hpp"
-#include "dllm_cache/models/checkpoint/wrong_file.hpp"
 
 namespace dllm_cache::inline v0_1::models {
 
@@ -35,23 +35,32 @@ class SafetensorsFile {
   /// Opens and checks `path`; reads the header only, so the size of the weights does not matter.
   ///
   /// Throws std::runtime_error naming the file, the tensor (if one is to blame), and what was
-  /// expected and found: a file that is missing, cut short or not in the format; a tensor of
-  /// unknown type, of a shape that is negative or does not match its bytes, or placed outside the
-  /// file; two tensors that share bytes, and bytes that no tensor covers. Keys that the format does
-  /// not know are ignored, as in the reference reader.
+  /// expected and found: a file that is missing, cut short (with the size that it should have), a
+  /// Git LFS pointer or a web page in place of the file, or otherwise not in the format; a tensor
+  /// of unknown type, or of a shape that is negative or does not match its bytes; two tensors that
+  /// share bytes, and bytes that no tensor covers. A tensor of one of the packed types that
+  /// TensorType leaves out is refused as quantised. Keys that the format does not know are ignored,
+  /// as in the reference reader.
   explicit SafetensorsFile(std::filesystem::path path) : m_path(std::move(path)), m_file(m_path) {
     const std::string_view header = find_header();
     const std::span<const std::byte> data = m_file.bytes().subspan(length_bytes + header.size());
     const nlohmann::json entries = parse_json(header, detail::path_text(m_path));
-    check_length(entries, data.size());
-    m_tensors.reserve(entries.size());
-    for (const auto& [name, entry] : entries.items()) {  // in ascending order of the names
+    std::vector<detail::TensorPlace> places;
+    places.reserve(entries.size());
+    for (const auto& [name, entry] : entries.items()) {
       if (name == "__metadata__")
         read_metadata(entry);
       else
-        m_tensors.push_back(detail::TensorEntry(m_path, name, entry).read(data));
+        places.push_back(detail::TensorEntry(m_path, name, entry).read(data.size()));
     }
-    check_layout(data);
+    check_end(check_layout(places), data.size());
+    m_tensors.reserve(places.size());
+    for (detail::TensorPlace& place : places) {
+      place.tensor.bytes = data.subspan(place.begin, place.end - place.begin);
+      m_tensors.push_back(std::move(place.tensor));
+    }
+    std::sort(m_tensors.begin(), m_tensors.end(),
+              [](const Tensor& a, const Tensor& b) { return a.name < b.name; });
   }
 
   SafetensorsFile(SafetensorsFile&&) noexcept = default;
@@ -93,44 +102,31 @@ class SafetensorsFile {
   // The JSON text, padding included.
   [[nodiscard]] std::string_view find_header() const {
     const std::span<const std::byte> bytes = m_file.bytes();
-    if (const std::string_view kind = detail::wrong_kind(m_file.text()); !kind.empty())
-      detail::refuse_file(m_path, "expected tensors, got ", kind);
+    detail::refuse_broken(m_path, m_file.text(), "a safetensors file");
     if (bytes.size() < length_bytes)
-      detail::refuse_file(m_path, bytes.empty() ? "empty" : "cut short", ": expected at least ",
-                          length_bytes, " bytes, got ", bytes.size());
+      detail::refuse_file(m_path, "the file is cut short: expected at least ", length_bytes,
+                          " bytes, got ", bytes.size(), "; the download is incomplete");
     std::uint64_t length = 0;
     for (std::size_t i = 0; i < length_bytes; ++i)
       length |= std::to_integer<std::uint64_t>(bytes[i]) << (8 * i);
-    if (length > max_json_bytes)
-      detail::refuse_file(m_path, "not a safetensors file: header length: expected at most ",
-                          max_json_bytes, " bytes, got ", length);
-    if (length > bytes.size() - length_bytes)
-      detail::refuse_file(m_path, "cut short in its header: expected at least ",
-                          length_bytes + length, " bytes, got ", bytes.size());
-    const auto header = m_file.text().substr(length_bytes, static_cast<std::size_t>(length));
-    if (!header.starts_with('{'))
+    // Some programs for downloads give the file its size before its bytes.
+    if (length == 0 && bytes.size() > 2 * length_bytes &&
+        std::all_of(bytes.begin(), bytes.begin() + 2 * length_bytes,
+                    [](std::byte byte) { return byte == std::byte{0}; }))
+      detail::refuse_file(m_path,
+                          "header: expected a length and a JSON object, got zero bytes; the ",
+                          "download is incomplete");
+    const auto most = static_cast<std::size_t>(std::min<std::uint64_t>(length, max_json_bytes));
+    const auto header = m_file.text().substr(length_bytes, most);
+    // Before the length is called wrong: another kind of file has any length there.
+    if (!header.starts_with('{') && (length == 0 || bytes.size() > length_bytes))
       detail::refuse_file(m_path, "header: expected a JSON object that begins with '{', got ",
-                          detail::in_quotes(header.substr(0, 16)));
+                          detail::in_quotes(header.substr(0, 16)), ": no safetensors file");
+    if (length > max_json_bytes)
+      detail::refuse_file(m_path, "header length: expected at most ", max_json_bytes,
+                          " bytes, got ", length);
+    if (header.size() < length) refuse_cut(length_bytes + length, " in its header");
     return header;
-  }
-
-  // A download that broke off is the most frequent damage, and its header is whole: what it says
-  // about the length is told before any tensor is blamed.
-  void check_length(const nlohmann::json& entries, std::size_t held) const {
-    std::uint64_t needed = 0, listed = 0;
-    for (const auto& [name, entry] : entries.items()) {
-      if (name == "__metadata__" || !entry.is_object()) continue;
-      const auto place = detail::TensorEntry(m_path, name, entry).place();
-      if (!place) return;
-      needed = std::max(needed, place->end);
-      if (listed + (place->end - place->begin) < listed) return;
-      listed += place->end - place->begin;
-    }
-    if (listed != needed) return;  // not a cut but a wrong header
-    const std::uint64_t header = m_file.bytes().size() - held;
-    if (needed > held)
-      detail::refuse_file(m_path, "cut short: expected ", header + needed, " bytes, got ",
-                          m_file.bytes().size(), ": download or copy it again");
   }
 
   void read_metadata(const nlohmann::json& entry) {
@@ -145,39 +141,46 @@ class SafetensorsFile {
     }
   }
 
-  // The format allows neither holes nor overlaps: bytes that no tensor names could hide anything,
-  // and shared ones mean that one of the two tensors is wrong.
-  void check_layout(std::span<const std::byte> data) const {
-    struct Place {
-      std::size_t begin, end;
-      const Tensor* tensor;
-    };
-    std::vector<Place> places;
-    places.reserve(m_tensors.size());
-    for (const Tensor& tensor : m_tensors) {
-      const auto begin = static_cast<std::size_t>(tensor.bytes.data() - data.data());
-      places.push_back({begin, begin + tensor.bytes.size(), &tensor});
-    }
+  // Checks that the tensors lie without holes or overlaps; gives the bytes that they take. The
+  // format allows neither: bytes that no tensor names could hide anything, and shared ones mean
+  // that one of the two tensors is wrong.
+  [[nodiscard]] std::size_t check_layout(std::vector<detail::TensorPlace>& places) const {
+    using detail::TensorPlace;
     // An empty tensor comes before the full one that begins at the same byte.
-    std::sort(places.begin(), places.end(), [](const Place& a, const Place& b) {
-      return std::tie(a.begin, a.end, a.tensor->name) < std::tie(b.begin, b.end, b.tensor->name);
+    std::sort(places.begin(), places.end(), [](const TensorPlace& a, const TensorPlace& b) {
+      return std::tie(a.begin, a.end, a.tensor.name) < std::tie(b.begin, b.end, b.tensor.name);
     });
     std::size_t covered = 0;
     const Tensor* before = nullptr;
-    for (const Place& place : places) {
+    for (const TensorPlace& place : places) {
       if (place.begin != covered) {
         const std::string reason = place.begin < covered
                                        ? "overlaps tensor " + detail::in_quotes(before->name)
                                        : "leaves a hole before it";
-        detail::refuse_tensor(m_path, place.tensor->name, "data_offsets: ", reason,
+        detail::refuse_tensor(m_path, place.tensor.name, "data_offsets: ", reason,
                               ", expected begin ", covered, ", got ", place.begin);
       }
       covered = place.end;
-      before = place.tensor;
+      before = &place.tensor;
     }
-    if (covered != data.size())
-      detail::refuse_file(m_path, "trailing bytes: expected ", covered, " bytes of tensors, got ",
-                          data.size());
+    return covered;
+  }
+
+  // The tensors must end where the file ends. Its header stands at the front: a download that broke
+  // off lacks the end.
+  void check_end(std::size_t covered, std::size_t data_bytes) const {
+    const std::size_t size = m_file.bytes().size();
+    const std::size_t expected = size - data_bytes + covered;
+    if (covered > data_bytes) refuse_cut(expected);
+    if (covered < data_bytes)
+      detail::refuse_file(m_path, "trailing bytes behind the last tensor, ", data_bytes - covered,
+                          " of them: expected a file of ", expected, " bytes, got ", size);
+  }
+
+  // Refuses a file that should have `expected` bytes.
+  [[noreturn]] void refuse_cut(std::uint64_t expected, const char* where = "") const {
+    detail::refuse_file(m_path, "the file is cut short", where, ": expected ", expected,
+                        " bytes, got ", m_file.bytes().size(), "; the download is incomplete");
   }
 
   std::filesystem::path m_path;

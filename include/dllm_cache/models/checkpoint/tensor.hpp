@@ -15,7 +15,8 @@ namespace dllm_cache::inline v0_1::models {
 
 /// Element types of the safetensors format that take whole bytes.
 ///
-/// The packed types F4, F6_E2M3 and F6_E3M2 are left out: a file that has them is refused.
+/// The packed types F4, F6_E2M3 and F6_E3M2 are left out: a file that has them is refused as
+/// quantised.
 // NOLINTBEGIN(readability-identifier-naming): the names are those of the format.
 enum class TensorType : std::uint8_t {
   F64,

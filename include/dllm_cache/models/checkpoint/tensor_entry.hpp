@@ -15,9 +15,18 @@
 
 #include "dllm_cache/models/checkpoint/file_error.hpp"
 #include "dllm_cache/models/checkpoint/parse_json.hpp"
+#include "dllm_cache/models/checkpoint/quantisation.hpp"
 #include "dllm_cache/models/checkpoint/tensor.hpp"
 
 namespace dllm_cache::inline v0_1::models::detail {
+
+/// What an entry of a safetensors header says: a tensor without its bytes, and where these lie in
+/// all that follows the header.
+struct TensorPlace {
+  Tensor tensor;
+  std::size_t begin = 0;
+  std::size_t end = 0;
+};
 
 /// Reads one entry of a safetensors header; every refusal, a std::runtime_error, names the file and
 /// the tensor.
@@ -29,48 +38,24 @@ class TensorEntry {
     if (!entry.is_object()) refuse("expected an object, got ", json_text(entry));
   }
 
-  /// Bytes of a tensor behind the header.
-  struct Place {
-    std::uint64_t begin, end;
-  };
-
-  /// Where the bytes should be, however long the file is; none where the entry itself is wrong,
-  /// which read() refuses.
-  [[nodiscard]] std::optional<Place> place() const {
-    const nlohmann::json *const dtype = find("dtype"), *const dimensions = find("shape"),
-                                *const range = find("data_offsets");
-    if (dtype == nullptr || dimensions == nullptr || range == nullptr || !dtype->is_string() ||
-        !dimensions->is_array() || !range->is_array() || range->size() != 2)
-      return std::nullopt;
-    std::vector<std::int64_t> counts;
-    for (const nlohmann::json& item : *dimensions) {
-      const auto count = count_of(item);
-      if (!count) return std::nullopt;
-      counts.push_back(static_cast<std::int64_t>(*count));
-    }
-    const auto known = tensor_type_of(dtype->get_ref<const std::string&>());
-    const auto begin = count_of((*range)[0]), end = count_of((*range)[1]);
-    if (!known || !begin || !end || *begin > *end) return std::nullopt;
-    const std::optional<std::uint64_t> bytes = tensor_bytes(*known, counts);
-    if (!bytes || *end - *begin != *bytes) return std::nullopt;
-    return Place{*begin, *end};
-  }
-
-  /// The tensor, whose bytes are part of `data`: all that follows the header.
-  [[nodiscard]] Tensor read(std::span<const std::byte> data) const {
-    Tensor tensor;
+  /// The tensor, whose place may still lie outside the `size` bytes that follow the header: whether
+  /// the file was cut short is seen when all places are known.
+  [[nodiscard]] TensorPlace read(std::size_t size) const {
+    TensorPlace place;
+    Tensor& tensor = place.tensor;
     tensor.name = m_name;
     tensor.type = type();
     tensor.shape = shape();
-    const auto [begin, end] = offsets(data.size());
+    const auto [begin, end] = offsets(size);
     const std::optional<std::uint64_t> expected = tensor_bytes(tensor.type, tensor.shape);
     if (!expected)
       refuse("shape: expected a size below 2^63 bytes, got ", shape_text(tensor.shape));
     if (end - begin != *expected)
       refuse("data_offsets: expected ", *expected, " bytes for ", name_of(tensor.type), " ",
              shape_text(tensor.shape), ", got ", end - begin);
-    tensor.bytes = data.subspan(begin, end - begin);
-    return tensor;
+    place.begin = begin;
+    place.end = end;
+    return place;
   }
 
  private:
@@ -79,14 +64,9 @@ class TensorEntry {
     refuse_tensor(m_path, m_name, parts...);
   }
 
-  [[nodiscard]] const nlohmann::json* find(const char* key) const {
-    const auto found = m_entry.find(key);
-    return found == m_entry.end() ? nullptr : &*found;
-  }
-
   [[nodiscard]] const nlohmann::json& field(const char* key) const {
-    const nlohmann::json* const found = find(key);
-    if (found == nullptr) refuse(key, ": expected a value, got none");
+    const auto found = m_entry.find(key);
+    if (found == m_entry.end()) refuse(key, ": expected a value, got none");
     return *found;
   }
 
@@ -94,6 +74,9 @@ class TensorEntry {
     const nlohmann::json& value = field("dtype");
     std::optional<TensorType> type;
     if (value.is_string()) type = tensor_type_of(value.get_ref<const std::string&>());
+    if (!type && value.is_string() && is_narrow_type(value.get_ref<const std::string&>()))
+      refuse_quantised(m_path, base::text("tensor ", in_quotes(m_name), " of type ",
+                                          in_quotes(value.get_ref<const std::string&>())));
     if (!type) {
       std::string known;
       for (const TensorTypeRow& row : tensor_types) {
@@ -126,7 +109,7 @@ class TensorEntry {
       begin = count_of(value[0]);
       end = count_of(value[1]);
     }
-    if (!begin || !end || *begin > *end || *end > size)
+    if (!begin || !end || *begin > *end)
       refuse("data_offsets: expected [begin, end] with 0 <= begin <= end <= ", size, ", got ",
              json_text(value));
     return {static_cast<std::size_t>(*begin), static_cast<std::size_t>(*end)};
