@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Fills gaps: a text on standard input with `_` for every character that is not known, the same text
-// without gaps out.
+// Fills gaps: a text on standard input with `_` for every character that is not known, the same
+// text without gaps out.
 #include <fstream>
 #include <iostream>
 

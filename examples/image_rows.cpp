@@ -23,8 +23,8 @@ RowMajorMatrix<float> encode(const models::TransformerRunner& model, const Token
 
 Tokens answer(models::TransformerRunner& model, const Tokens& prompt, double guidance) {
   DenoisingLoop loop(model);
-  const Index id = loop.add(
-      prompt, {.response = 24, .block_length = 8, .guidance_scale = guidance}, balanced_policy());
+  const Index id = loop.add(prompt, {.response = 24, .block_length = 8, .guidance_scale = guidance},
+                            balanced_policy());
   loop.run();
   const auto response = loop.sequence(id).response();
   return {response.begin(), response.end()};

@@ -51,7 +51,7 @@ TEST_CASE("json: text behind a NUL byte is refused, not left out", "[programs][j
 
 TEST_CASE("json: a text that is no JSON is refused with the place", "[programs][json]") {
   CHECK_THAT(refusal_of_request(R"({"steps":)"),
-             Catch::Contains("request.json: not JSON at byte 10"));
+             Catch::Contains("request.json: not JSON at byte 9,"));
 }
 
 TEST_CASE("json: another value than an object is refused by what it should be",

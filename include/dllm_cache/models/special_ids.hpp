@@ -26,8 +26,8 @@ struct TokenChoice {
 
 namespace detail {
 
-/// Whether there is an entry of that name; links count even when they dangle, so that the message is
-/// then about the file that was meant.
+/// Whether there is an entry of that name; links count even when they dangle, so that the message
+/// is then about the file that was meant.
 [[nodiscard]] inline bool has_entry(const std::filesystem::path& path) {
   std::error_code error;
   return std::filesystem::symlink_status(path, error).type() !=

@@ -17,14 +17,13 @@ namespace dllm_cache::inline v0_1::detail {
   return count;
 }
 
-/// Lets given rows rest as a prompt does, in the active block too: recomputed where the prompt is `due`,
-/// absent otherwise. Call it last: it overrules the plan for them.
+/// Lets given rows rest as a prompt does, in the active block too: recomputed where the prompt is
+/// `due`, absent otherwise. Call it last: it overrules the plan for them.
 inline void rest_given_rows(const StepContext& context, bool due, StepPlan& plan) {
   if (context.given.empty()) return;
   for (Index row = 0; row < context.shape.rows(); ++row) {
     RowAction& action = plan.rows[static_cast<std::size_t>(row)];
-    if (context.rests(row))
-      action = due ? RowAction::Recompute : RowAction::Absent;
+    if (context.rests(row)) action = due ? RowAction::Recompute : RowAction::Absent;
     // With a shifted head the first row counts as the prompt even where it is a gap.
     if (row < context.shape.prompt && !context.is_given(row)) action = RowAction::Recompute;
   }
