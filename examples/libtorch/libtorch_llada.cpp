@@ -34,8 +34,10 @@ Answers answer(TorchModel& model, const programs::Request& request, const AnyPol
   Answers answers;
   answers.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   for (Index id = 0; id < loop.sequences(); ++id) {
-    const auto response = loop.sequence(id).response();
-    answers.tokens.emplace_back(response.begin(), response.end());
+    // Where the prompt had gaps, all of it as it was filled.
+    const SequenceState& state = loop.sequence(id);
+    const auto answer = state.has_gaps() ? state.tokens() : state.response();
+    answers.tokens.emplace_back(answer.begin(), answer.end());
     answers.rows += loop.counts(id);
   }
   return answers;
@@ -43,6 +45,8 @@ Answers answer(TorchModel& model, const programs::Request& request, const AnyPol
 
 int run(const char* folder, const char* file) {
   const programs::Request request = programs::read_request(file);
+  if (request.settings.tokens.mask || !request.settings.tokens.ends.empty())
+    throw programs::BadRequest("mask_token and end_token are not taken here: see config.json");
   TorchModel model{models::CheckpointFolder(folder)};
   const Answers plain = answer(model, request, NoCache{});
   const Answers cached = answer(model, request, programs::make_policy(request.settings.policy));

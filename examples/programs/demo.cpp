@@ -11,6 +11,7 @@
 #include "programs/options/policies.hpp"
 #include "programs/options/threads.hpp"
 #include "programs/run/generation.hpp"
+#include "programs/run/oddities.hpp"
 #include "programs/run/open_model.hpp"
 #include "programs/show/progress.hpp"
 #include "programs/show/race.hpp"
@@ -103,6 +104,9 @@ int run(const Options& options) {
   const Vocabulary vocabulary(options.model);
   const dllm_cache::EndTokens& ends = model->config.special.end_of_text;
   const std::vector<std::int32_t> tokens = vocabulary.encode(prompt);
+  check_prompts({tokens}, off_plan.decoding, model->config);
+  warn_of_length(static_cast<dllm_cache::Index>(tokens.size()) + off_plan.decoding.response,
+                 model->config, warnings);
   models::TransformerRunner runner(model, options.threads);
   StepwiseRun off_run(runner, tokens, off_plan), on_run(runner, tokens, on_plan);
   const Side off{off_run, "cache off"}, on{on_run, "cache on (" + policy + ")"};

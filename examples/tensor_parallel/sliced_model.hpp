@@ -63,11 +63,12 @@ inline void require_split(const char* what, Index count, int ranks) {
 /// number of ranks does not divide heads, key heads and feed-forward columns, and what load_model
 /// throws.
 [[nodiscard]] inline std::shared_ptr<const SlicedModel> load_slice(
-    const std::filesystem::path& path, const Ranks& ranks, const models::ComputeOptions& options) {
+    const std::filesystem::path& path, const Ranks& ranks, const models::ComputeOptions& options,
+    const models::TokenChoice& tokens = {}) {
   // The library's loader checks the checkpoint; with Eigen it leaves the weights where they are
   // mapped, so that slices can be taken without holding the whole.
   auto sliced = std::make_shared<SlicedModel>();
-  sliced->model = *models::load_model(path, {.backend = models::Backend::Eigen});
+  sliced->model = *models::load_model(path, {.backend = models::Backend::Eigen}, tokens);
   models::TransformerConfig& config = sliced->model.config;
   detail::require_split("attention heads", config.heads.heads, ranks.size());
   detail::require_split("key heads", config.heads.kv_heads, ranks.size());

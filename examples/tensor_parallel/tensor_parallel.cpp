@@ -51,7 +51,8 @@ Job prepare(const Options& options, const Ranks& ranks) {
   Settings& settings = job.request.settings;
   settings = merge(options.settings, settings);
   check_given(options.settings.policy.options, policy_name(settings.policy));
-  job.model = load_slice(options.model, ranks, options.compute.model);
+  job.model = load_slice(options.model, ranks, options.compute.model,
+                         {.mask = settings.tokens.mask, .end = settings.tokens.ends});
   return job;
 }
 
@@ -102,7 +103,9 @@ int answer(const Job& job, const Options& options, const Ranks& ranks) {
   dllm_cache::DecodingCounts rows;
   Index bytes = 0;
   for (Index id = 0; id < loop.sequences(); ++id) {
-    const auto response = loop.sequence(id).response();
+    // Where the prompt had gaps, all of it as it was filled.
+    const dllm_cache::SequenceState& state = loop.sequence(id);
+    const auto response = state.has_gaps() ? state.tokens() : state.response();
     tokens.push_back(ranks.of_first(response));
     if (!std::equal(response.begin(), response.end(), tokens.back().begin()))
       throw std::logic_error("decided otherwise than rank 0");
