@@ -12,7 +12,7 @@
 
 #include "dllm_cache/decoding/special_tokens.hpp"
 #include "dllm_cache/models/checkpoint/config.hpp"
-#include "dllm_cache/models/checkpoint/folder_content.hpp"
+#include "dllm_cache/models/checkpoint/json_file.hpp"
 
 namespace dllm_cache::inline v0_1::models {
 
