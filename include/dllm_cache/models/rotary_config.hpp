@@ -125,8 +125,8 @@ class RotaryReader {
     const RotaryConfig part = detail::RotaryReader(reader, key).read();
     if (part.theta && result.theta && *part.theta != *result.theta)
       reader.refuse_file("keys \"", theta_key, "\" and \"", key,
-                         "\" must name the same base rope_theta, got ", *result.theta, " and ",
-                         *part.theta);
+                         "\" must name the same base rope_theta, got ",
+                         detail::json_text(*result.theta), " and ", detail::json_text(*part.theta));
     if (part.scaling && result.scaling && *part.scaling != *result.scaling)
       reader.refuse_file("keys \"", scaling_key, "\" and \"", key, "\" must name the same scaling");
     if (part.theta && !result.theta) {
