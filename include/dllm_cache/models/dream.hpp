@@ -4,6 +4,7 @@
 #include <memory>
 
 #include "dllm_cache/models/checkpoint/checkpoint_folder.hpp"
+#include "dllm_cache/models/family.hpp"
 #include "dllm_cache/models/llama_sizes.hpp"
 #include "dllm_cache/models/load_parts.hpp"
 #include "dllm_cache/models/transformer_model.hpp"
@@ -19,6 +20,7 @@ namespace dllm_cache::inline v0_1::models {
     const CheckpointFolder& folder, const ComputeOptions& options = {},
     const TokenChoice& tokens = {}) {
   const ConfigReader reader = folder.config_reader();
+  require_computation(reader, Computation::Dream);
   auto model = std::make_shared<TransformerModel>();
   model->compute = options;
   TransformerConfig& config = model->config;

@@ -80,4 +80,13 @@ namespace detail {
                      " is not supported, expected one of ", detail::family_list());
 }
 
+/// Refuses a checkpoint of another computation; throws std::runtime_error naming its architecture.
+inline void require_computation(const ConfigReader& reader, Computation wanted) {
+  const Family& family = family_of(reader);
+  if (family.computation != wanted)
+    reader.refuse_file("expected a checkpoint of ",
+                       wanted == Computation::Dream ? "Dream" : "LLaDA", ", got architecture ",
+                       family.architecture);
+}
+
 }  // namespace dllm_cache::inline v0_1::models

@@ -5,6 +5,7 @@
 #include <memory>
 
 #include "dllm_cache/models/checkpoint/checkpoint_folder.hpp"
+#include "dllm_cache/models/family.hpp"
 #include "dllm_cache/models/llama_sizes.hpp"
 #include "dllm_cache/models/load_parts.hpp"
 #include "dllm_cache/models/transformer_model.hpp"
@@ -77,6 +78,7 @@ inline void read_llada_sizes(const ConfigReader& reader, TransformerConfig& conf
     const CheckpointFolder& folder, const ComputeOptions& options = {},
     const TokenChoice& tokens = {}) {
   const ConfigReader reader = folder.config_reader();
+  require_computation(reader, Computation::LLaDA);
   auto model = std::make_shared<TransformerModel>();
   model->compute = options;
   TransformerConfig& config = model->config;
