@@ -155,9 +155,15 @@ class TorchModel {
     m_config = mapped->config;
     m_llada = Llada(m_config, static_cast<double>(mapped->final_norm.epsilon));
     for (const auto& named : m_llada->named_parameters()) {
+      // The library reads a bias where the files have one, whether a key says so or not.
+      const std::string name = "model.transformer." + named.key();
+      const std::string bias = name.substr(0, name.rfind('.')) + ".bias";
+      if (folder.find(bias) != nullptr)
+        throw std::runtime_error(folder.path().string() + ": tensor \"" + bias +
+                                 "\": biases are not computed here");
       const Tensor& parameter = named.value();
-      const auto& tensor = folder.tensor("model.transformer." + named.key(),
-                                         {parameter.sizes().data(), parameter.sizes().size()});
+      const auto& tensor =
+          folder.tensor(name, {parameter.sizes().data(), parameter.sizes().size()});
       dllm_cache::models::read_floats(tensor, 0, parameter.numel(), parameter.data_ptr<float>());
     }
   }

@@ -156,3 +156,14 @@ TEST_CASE("libtorch: a checkpoint with a variant that the blocks do not compute 
           "[libtorch]") {
   CHECK_THROWS_WITH(load("dream-tiny"), Catch::Contains("config.json"));
 }
+
+TEST_CASE("libtorch: biases are refused though no key names them", "[libtorch]") {
+  const testing::TemporaryFolder folder;
+  nlohmann::json config = testing::grouped_llada();
+  config["include_qkv_bias"] = true;
+  const testing::RandomCheckpoint written(folder / "model", config);
+  config.erase("include_qkv_bias");
+  std::ofstream(folder / "model/config.json") << config;
+  CHECK_THROWS_WITH(TorchModel{models::CheckpointFolder(folder / "model")},
+                    Catch::Contains("q_proj.bias"));
+}
