@@ -273,3 +273,17 @@ TEST_CASE("Gaps: policies are told of a block within the rows that may change", 
   // The first step is planned without the policy.
   CHECK(blocks == std::vector<Range>{{2, 4}, {4, 8}, {4, 8}});
 }
+
+TEST_CASE("Gaps: as many steps as float32 tells apart fill them, more are refused", "[gaps]") {
+  DecodingOptions options{.response = 0, .steps = most_linear_steps};
+  const SequenceState state = state_of({1, gap, gap, gap}, options);
+  CHECK(all_steps(state).size() == 3);
+  ++options.steps;
+  CHECK(refused_argument([&] {
+          static_cast<void>(state_of({1, gap}, options));
+        }) ==
+        "DecodingOptions: steps must be at most 1048576 where the prompt holds masks, got 1048577");
+  // Rules with schedules of their own do not plan that way.
+  options.commit = TimestepCommit{};
+  CHECK_NOTHROW(state_of({1, gap}, options));
+}

@@ -29,9 +29,9 @@ struct BlockGrid {
   }
 };
 
-/// How many of `left` masks step `step` of `steps` commits, `0 <= step < steps`: the nearest to
-/// left * (1 - s / t), halves to the even number, where the times t and s fall from 1 to 0 in equal
-/// strides; the last step takes all.
+/// How many of `left` masks step `step` of `steps` commits, `0 <= step < steps <=
+/// most_linear_steps`: the nearest to left * (1 - s / t), halves to the even number, where the
+/// times t and s fall from 1 to 0 in equal strides; the last step takes all.
 ///
 /// Source: `get_num_transfer_tokens` with the linear schedule of ZHZisZZ/dllm at 13ba372
 /// (dllm/core/samplers/utils.py, dllm/core/schedulers/alpha.py), to the bit: its float32 decides

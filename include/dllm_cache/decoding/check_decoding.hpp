@@ -62,8 +62,11 @@ struct DecodingTask {
   bool has_end_tokens = true;
 };
 
-/// Refuses options that make no sense together or outside their range; throws
-/// std::invalid_argument in these words.
+/// The most steps that linear_commits() plans: its float32 tells no more of them apart.
+inline constexpr Index most_linear_steps = Index{1} << 20;
+
+/// Refuses options that make no sense together or for the task, each of them in its own range
+/// (check_options); throws std::invalid_argument in these words.
 ///
 /// Where the prompt holds masks `response` may be 0, and neither need `block_length` divide it nor
 /// the blocks the steps; see SequenceState.
@@ -84,6 +87,10 @@ inline void check_decoding(const DecodingOptions& options, const DecodingTask& t
       refuse(words.steps, " must be a positive multiple of the number of blocks = ", blocks, " (",
              words.response, " / ", words.block_length, "), got ", o.steps);
   }
+  if (task.prompt_has_masks && std::holds_alternative<CountedCommit>(o.commit) &&
+      o.steps > most_linear_steps)
+    refuse(words.steps, " must be at most ", most_linear_steps, " where ", words.prompt,
+           " holds masks, got ", o.steps);
   if (o.sampling != Sampling::Categorical && (o.top_p < 1.0 || o.top_k > 0))
     refuse("top_p and top_k need ", words.categorical, ", got top_p ", o.top_p, " and top_k ",
            o.top_k);
