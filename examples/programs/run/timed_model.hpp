@@ -71,7 +71,7 @@ class TimedModel {
   [[nodiscard]] dllm_cache::ModelShape shape() const { return m_model->shape(); }
   [[nodiscard]] dllm_cache::Index vocabulary() const { return m_model->vocabulary(); }
   [[nodiscard]] dllm_cache::Index prediction_shift() const { return m_model->prediction_shift(); }
-  [[nodiscard]] dllm_cache::SpecialTokens special_tokens() const {
+  [[nodiscard]] const dllm_cache::SpecialTokens& special_tokens() const {
     return m_model->special_tokens();
   }
   /// See EmbedsTokens.

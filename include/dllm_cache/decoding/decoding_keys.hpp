@@ -63,11 +63,11 @@ void for_each_parallel_rule(const Visit& visit) {
 [[nodiscard]] inline std::vector<std::int32_t> parse_tokens(std::string_view key,
                                                             const std::string& text) {
   std::vector<std::int32_t> tokens;
+  if (text.empty()) return tokens;
   for (std::size_t begin = 0, end = 0; begin <= text.size(); begin = end + 1) {
     end = std::min(text.find(',', begin), text.size());
     const auto value = parse_option<Index>(std::string_view(text).substr(begin, end - begin),
                                            OptionRange<Index>{});
-    if (text.empty()) break;
     if (!value || *value < 0 || *value > std::numeric_limits<std::int32_t>::max())
       base::refuse_argument(key, " must be token ids in [0, 2^31) with commas between them, got \"",
                             text, "\"");

@@ -69,7 +69,7 @@ class TransformerRunner {
     m_more_embeddings = rows;
   }
   [[nodiscard]] Index prediction_shift() const { return config().prediction_shift; }
-  [[nodiscard]] SpecialTokens special_tokens() const { return config().special; }
+  [[nodiscard]] const SpecialTokens& special_tokens() const { return config().special; }
 
   /// Hidden rows x `[tokens, d]` of tokens in `[0, embeddings)`; throws std::invalid_argument
   /// naming the first one outside.
