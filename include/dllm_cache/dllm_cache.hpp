@@ -10,6 +10,7 @@
 #include "dllm_cache/layer.hpp"
 #include "dllm_cache/options.hpp"
 #include "dllm_cache/plan.hpp"
+#include "dllm_cache/policies/block_cache.hpp"
 #include "dllm_cache/policies/block_verify.hpp"
 #include "dllm_cache/policies/changed_rows.hpp"
 #include "dllm_cache/policies/dkv_decode.hpp"

@@ -2,38 +2,20 @@
 #pragma once
 
 #include <algorithm>
+#include <cstdint>
 #include <memory_resource>
+#include <span>
 #include <utility>
+#include <vector>
 
-#include "dllm_cache/base/buffer.hpp"
 #include "dllm_cache/detail/cache_snapshot.hpp"
+#include "dllm_cache/detail/feature_memory.hpp"
+#include "dllm_cache/model_shape.hpp"
 #include "dllm_cache/stats.hpp"
 #include "dllm_cache/step_planner.hpp"
 #include "dllm_cache/vverify_selector.hpp"
 
 namespace dllm_cache::inline v0_1 {
-
-/// Widths of a model as the cache needs to know them.
-struct ModelShape {
-  Index layers = 0;       ///< Transformer layers, 1 to 2^16.
-  Index width = 0;        ///< Width d of the hidden state, 1 to 2^24.
-  Index query_width = 0;  ///< heads * head_dim, 1 to 2^24; may differ from `width`.
-  Index kv_width = 0;     ///< kv_heads * head_dim of keys and of values, 1 to 2^24.
-
-  friend bool operator==(const ModelShape&, const ModelShape&) = default;
-};
-
-/// Refuses widths outside their legal range; throws std::invalid_argument naming the field.
-inline void check_shape(const ModelShape& shape) {
-  const auto check = [](const char* field, Index value, Index most) {
-    if (value < 1 || value > most)
-      base::refuse_argument("ModelShape: ", field, " must be in [1, ", most, "], got ", value);
-  };
-  check("layers", shape.layers, Index{1} << 16);
-  check("width", shape.width, Index{1} << 24);
-  check("query_width", shape.query_width, Index{1} << 24);
-  check("kv_width", shape.kv_width, Index{1} << 24);
-}
 
 template <ComputeScalar Scalar, StoredScalar Stored, class Selector>
 requires RowSelector<Selector, Scalar, Stored>
@@ -50,6 +32,8 @@ template <ComputeScalar Scalar, StoredScalar Stored = Scalar,
 requires RowSelector<Selector, Scalar, Stored>
 class FeatureCache {
  public:
+  using SelectorType = Selector;
+
   /// Takes the policy for one sequence and allocates its features. Throws std::invalid_argument
   /// naming field, legal range and value, and std::bad_alloc.
   FeatureCache(const ModelShape& model, const SequenceShape& shape, AnyPolicy policy,
@@ -75,6 +59,37 @@ class FeatureCache {
     return copy;
   }
 
+  /// A copy like clone() that shares the features as they are now: memory is taken only for what
+  /// either of them writes from here on, a page of the operating system at a time. From the first
+  /// fork on the features of both lie in pages of the operating system, not in the memory resource.
+  /// Other systems than Linux have no such memory: there this is clone(). Throws like clone().
+  [[nodiscard]] FeatureCache fork() {
+    if (m_planner.step_open()) base::refuse_call("FeatureCache: fork() while a pass is open");
+    FeatureCache copy(*this, m_features.fork(bytes() / element_size, rows()));
+    return copy;
+  }
+
+  /// Goes on with another shape: rows `[0, keep)` keep their features, later ones have none yet;
+  /// counters run on. See StepPlanner::reshape for what stays final and what is thrown; then
+  /// nothing has changed.
+  void reshape(const SequenceShape& shape, Index keep) {
+    if (m_planner.step_open()) base::refuse_call("FeatureCache: reshape() while a pass is open");
+    const PolicyTraits traits = m_planner.prepare_reshape(shape, keep);
+    FeatureCache grown(m_model, shape, m_planner.policy(), m_features.resource(), m_selector);
+    const Range old = m_planner.traits().stored_deltas;
+    const Range kept = {std::max(old.begin, traits.stored_deltas.begin),
+                        std::min({old.end, traits.stored_deltas.end, keep})};
+    for (Index layer = 0; traits.keeps_features && layer < m_model.layers; ++layer) {
+      copy_rows(keys(layer), {0, keep}, keys_in(grown, layer), 0);
+      copy_rows(values(layer), {0, keep}, values_in(grown, layer), 0);
+      if (!kept.empty())
+        copy_rows(deltas(layer), {kept.begin - old.begin, kept.end - old.begin},
+                  deltas_in(grown, layer), kept.begin - traits.stored_deltas.begin);
+    }
+    m_planner.reshape(shape, keep);
+    m_features = std::move(grown.m_features);
+  }
+
   /// Begins a new sequence with the same policy and the selector as it is, reusing memory where it
   /// suffices. Throws
   /// std::logic_error while a pass is open, std::invalid_argument and std::bad_alloc; then nothing
@@ -85,6 +100,7 @@ class FeatureCache {
     const PolicyTraits traits = m_planner.prepare_reset(shape);
     m_features.ensure(element_count(m_model, shape, traits));
     m_planner.reset(shape);
+    m_features.own_all();  // nothing that was shared is read again
     m_counts = {};
   }
 
@@ -115,6 +131,8 @@ class FeatureCache {
     check_header(in);
     const auto step = in.number<Index>("step", 0, most_counted);
     const bool stale = in.flag("stale");
+    const auto settled = in.number<Index>("settled", 0, rows());
+    const auto open = in.number<Index>("open", 0, rows());
     const auto computed = in.elements<std::uint8_t>(static_cast<std::size_t>(rows()));
     if (std::any_of(computed.begin(), computed.end(), [](std::uint8_t flag) { return flag > 1; }))
       in.refuse("computed must be 0 or 1 for every row");
@@ -125,11 +143,12 @@ class FeatureCache {
     for (Index* count : {&counts.rows, &counts.values, &counts.recomputed})
       *count = in.number<Index>("counts", 0, most_counted);
     m_planner.mark_stale();  // until all features are there
+    m_features.own_all();
     for_each_stored_run(*this, {step, stale, computed}, [&](MatrixView<Stored> run) {
       in.array("features", std::span<Stored>(run.data, element_count(run)));
     });
     in.finish();
-    m_planner.resume({step, stale, computed});
+    m_planner.resume({step, stale, computed, settled, open});
     m_counts = counts;
   }
   void restore(SnapshotReader&& in) { restore(in); }
@@ -151,6 +170,16 @@ class FeatureCache {
   /// Bytes of features held for the present sequence.
   [[nodiscard]] Index bytes() const {
     return element_count(m_model, m_planner.shape(), m_planner.traits()) * element_size;
+  }
+
+  /// The same without what it shares with the cache that it was forked from: the features of rows
+  /// that it has not written since.
+  [[nodiscard]] Index own_bytes() const {
+    const Range stored = stored_deltas();
+    const Index elements = 2 * m_features.shared_rows({0, rows()}) * m_model.kv_width +
+                           m_features.shared_rows(stored) * m_model.width;
+    return bytes() -
+           elements * (m_planner.traits().keeps_features ? m_model.layers : 1) * element_size;
   }
 
   /// Bytes of features that a cache of this shape and policy would hold; allocates nothing. Throws
@@ -188,6 +217,17 @@ class FeatureCache {
     const Index elements = bytes() / element_size;
     std::copy_n(other.m_features.data(), elements, m_features.ensure(elements));
   }
+  FeatureCache(const FeatureCache& other, detail::FeatureMemory<Stored> features)
+      : m_model(other.m_model),
+        m_planner(other.m_planner),
+        m_features(std::move(features)),
+        m_selector(other.m_selector),
+        m_counts(other.m_counts) {}
+
+  static void copy_rows(MatrixView<const Stored> from, Range rows, MatrixView<Stored> to,
+                        Index first) {
+    std::copy_n(from.row(rows.begin), rows.size() * from.cols, to.row(first));
+  }
 
   void write_header(SnapshotWriter& out) const {
     detail::write_identity(out, m_planner);
@@ -198,6 +238,8 @@ class FeatureCache {
     const StepPlanner::Progress progress = m_planner.progress();
     out.number("step", progress.step);
     out.number("stale", progress.stale);
+    out.number("settled", progress.settled);
+    out.number("open", progress.open);
     out.array("computed", progress.computed);
     for (const Index count : {m_counts.rows, m_counts.values, m_counts.recomputed})
       out.number("counts", count);
@@ -285,7 +327,7 @@ class FeatureCache {
 
   ModelShape m_model;
   StepPlanner m_planner;
-  base::Buffer<Stored> m_features;
+  detail::FeatureMemory<Stored> m_features;
   Selector m_selector;
   RowCounts m_counts;
 };

@@ -33,6 +33,9 @@ struct SequenceShape {
   Index attention_block = 0;   ///< Rows per block of block-causal attention; 0: bidirectional.
   Index attention_phase = 0;   ///< A row at which a block of attention begins.
   std::span<const std::int32_t> positions = {};  ///< Rotary position a row; empty: 0, 1, 2, ...
+  /// Rows before the active block see no row behind their own: the block is decoded with
+  /// block-causal attention, its final features are causal. Wants an attention block.
+  bool causal_commit = false;
 
   /// Rows of the sequence, prompt and response.
   [[nodiscard]] constexpr Index rows() const { return prompt + response; }
@@ -40,11 +43,25 @@ struct SequenceShape {
   /// One past the last row whose key row `row` may see; the first is always row 0.
   [[nodiscard]] constexpr Index key_end(Index row) const {
     if (attention_block == 0) return rows();
+    return std::min(rows(), attention_phase + (block_of(row) + 1) * attention_block);
+  }
+  /// The same in a step that decodes rows from `open` on; see StepContext::open() and
+  /// `causal_commit`.
+  [[nodiscard]] constexpr Index key_end(Index row, Index open) const {
+    return causal_commit && row < open ? row + 1 : key_end(row);
+  }
+  /// First row of the block of attention that `row` lies in; 0 where attention is bidirectional.
+  [[nodiscard]] constexpr Index block_begin(Index row) const {
+    if (attention_block == 0) return 0;
+    return std::max<Index>(0, attention_phase + block_of(row) * attention_block);
+  }
+
+ private:
+  // Floor division: rows before the phase belong to blocks with negative numbers.
+  [[nodiscard]] constexpr Index block_of(Index row) const {
     const Index offset = row - attention_phase;
-    // Floor division: rows before the phase belong to blocks with negative numbers.
-    const Index block = offset >= 0 ? offset / attention_block
-                                    : -((attention_block - 1 - offset) / attention_block);
-    return std::min(rows(), attention_phase + (block + 1) * attention_block);
+    return offset >= 0 ? offset / attention_block
+                       : -((attention_block - 1 - offset) / attention_block);
   }
 };
 
@@ -67,6 +84,9 @@ inline void check_shape(const SequenceShape& shape) {
   if (shape.attention_phase < 0 || shape.attention_phase > shape.rows())
     base::refuse_argument("SequenceShape: attention_phase must be in [0, rows = ", shape.rows(),
                           "], got ", shape.attention_phase);
+  if (shape.causal_commit && shape.attention_block == 0)
+    base::refuse_argument(
+        "SequenceShape: causal_commit needs an attention_block of at least 1, got 0");
   if (!shape.positions.empty() && static_cast<Index>(shape.positions.size()) != shape.rows())
     base::refuse_argument("SequenceShape: positions must be empty or one a row (", shape.rows(),
                           "), got ", shape.positions.size());
@@ -85,6 +105,9 @@ struct StepInput {
   std::span<const std::uint16_t> unchanged_steps = {};
   /// 1: the row's token was given and never changes; empty: so is the prompt, and nothing else.
   std::span<const std::uint8_t> given = {};
+  /// Nothing is to be found in the block any more: the step stores its final features (and may
+  /// predict what follows it).
+  bool block_done = false;
 };
 
 /// What a policy sees: the caller's knowledge, the shape and the cache's own counters.
@@ -92,6 +115,10 @@ struct StepContext : StepInput {
   SequenceShape shape;
   Index layers = 0;  ///< Layers of the model, at least 1.
   Index step = 0;    ///< Committed steps of this sequence so far.
+  /// Rows `[0, settled)` have final features: they were recomputed with the tokens that they still
+  /// have, over keys that are final too, and lie before open(). 0 where attention is bidirectional,
+  /// since every row then sees those that change.
+  Index settled = 0;
 
   [[nodiscard]] Range prompt() const { return {0, shape.prompt}; }
   [[nodiscard]] Range response() const { return {shape.prompt, shape.rows()}; }
@@ -106,6 +133,18 @@ struct StepContext : StepInput {
     const Index predicted = row + shape.prediction_shift;
     return is_given(row) && (predicted >= shape.rows() || is_given(predicted));
   }
+  /// The first row whose token may still change: with block-causal attention that of the block of
+  /// attention in which the active block lies, or what follows it where it is done; else 0.
+  [[nodiscard]] Index open() const {
+    if (shape.attention_block == 0) return 0;
+    const Range active = active_block();
+    return block_done ? shape.key_end(std::max<Index>(active.end - 1, 0))
+                      : shape.block_begin(active.begin);
+  }
+  /// Rows before open() that are not settled: a step that reads their keys must recompute them.
+  [[nodiscard]] Range to_settle() const { return {settled, open()}; }
+  /// Rows that are not settled, to the end of live().
+  [[nodiscard]] Range unsettled() const { return {settled, live().end}; }
   /// Rows that exist in this step: with block-causal attention nothing after the active block.
   [[nodiscard]] Range live() const {
     if (shape.attention_block == 0) return {0, shape.rows()};

@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <string>
 #include <utility>
 #include <vector>
 
+#include "dllm_cache/detail/settled_rows.hpp"
 #include "dllm_cache/policy.hpp"
 
 namespace dllm_cache::inline v0_1 {
@@ -43,7 +45,55 @@ class StepPlanner {
     m_shape.positions = {};  // the caller's span may be gone later: positions() serves the copy
     m_traits = traits;
     m_context.step = 0;
+    m_final = {};
     m_stale = true;
+  }
+
+  /// Goes on with another shape of the same policy: rows `[0, keep)` keep what is stored of them,
+  /// later ones have nothing; the step counter runs on. Where attention is bidirectional or its
+  /// blocks lie elsewhere, nothing stays final: the planner is stale then.
+  ///
+  /// Throws std::logic_error while a step is open, std::invalid_argument for a shape that reset()
+  /// refuses, for `keep` outside [0, the rows of either shape] and for kept rows at other
+  /// positions, and std::bad_alloc; then nothing has changed.
+  void reshape(const SequenceShape& shape, Index keep) {
+    const PolicyTraits traits = prepare_reshape(shape, keep);
+    const auto rows = static_cast<std::size_t>(shape.rows());
+    const auto kept = static_cast<std::size_t>(keep);
+    const bool same_blocks =
+        shape.attention_block == m_shape.attention_block &&
+        shape.causal_commit == m_shape.causal_commit && shape.attention_block > 0 &&
+        (shape.attention_phase - m_shape.attention_phase) % shape.attention_block == 0;
+    m_positions.resize(rows);
+    for (std::size_t row = kept; row < rows; ++row)
+      m_positions[row] =
+          shape.positions.empty() ? static_cast<std::int32_t>(row) : shape.positions[row];
+    m_computed.resize(rows);
+    std::fill(m_computed.begin() + keep, m_computed.end(), std::uint8_t{0});
+    m_plan.clear(shape.rows(), m_context.layers, traits.name);
+    m_shape = shape;
+    m_shape.positions = {};
+    m_traits = traits;
+    m_final.keep(m_shape, keep);
+    if (!same_blocks) m_stale = true;
+  }
+
+  /// Checks a reshape() and makes room for it, so that it cannot throw; throws what it would.
+  /// Nothing that can be seen changes.
+  PolicyTraits prepare_reshape(const SequenceShape& shape, Index keep) {
+    const PolicyTraits traits = prepare_reset(shape);
+    const Index most = std::min(shape.rows(), m_shape.rows());
+    if (keep < 0 || keep > most)
+      base::refuse_argument("StepPlanner: keep must be in [0, ", most, "], got ", keep);
+    for (Index row = 0; row < keep; ++row) {
+      const auto at = static_cast<std::size_t>(row);
+      const std::int32_t position =
+          shape.positions.empty() ? static_cast<std::int32_t>(row) : shape.positions[at];
+      if (position != m_positions[at])
+        base::refuse_argument("StepPlanner: positions of kept rows must stay, row ", row, " had ",
+                              m_positions[at], ", got ", position);
+    }
+    return traits;
   }
 
   /// Checks a reset() and makes room for it, so that it cannot throw; throws what it would. Nothing
@@ -68,6 +118,7 @@ class StepPlanner {
     check_input(input);
     const InputDuringCall during(m_context, input);
     m_context.shape = shape();
+    m_context.settled = m_stale ? m_final.begin_stale(m_context) : m_final.begin_step(m_context);
     m_plan.clear(m_shape.rows(), m_context.layers, m_traits.name);
     if (m_stale)
       m_plan.recompute(m_context.live());
@@ -82,6 +133,7 @@ class StepPlanner {
   void commit_step() {
     if (!m_open) base::refuse_call("StepPlanner: commit_step() without an open step");
     if (m_stale) std::fill(m_computed.begin(), m_computed.end(), std::uint8_t{0});
+    m_final.end_step(m_shape, m_plan.rows);
     if (m_traits.keeps_features)
       for (std::size_t row = 0; row < m_computed.size(); ++row)
         if (m_plan.rows[row] == RowAction::Recompute) m_computed[row] = 1;
@@ -113,11 +165,16 @@ class StepPlanner {
     bool stale = true;                            ///< See stale().
     std::span<const std::uint8_t> computed = {};  ///< One flag a row: its features are stored
                                                   ///< since the last stale step.
+    Index settled = 0;  ///< Rows `[0, settled)` were final when the last step was committed,
+    Index open = 0;     ///< which had this StepContext::open().
   };
   /// Where the sequence stands; the span is valid until the next step or reset.
-  [[nodiscard]] Progress progress() const { return {m_context.step, m_stale, m_computed}; }
+  [[nodiscard]] Progress progress() const {
+    return {m_context.step, m_stale, m_computed, m_final.settled(), m_final.open()};
+  }
   /// Goes on from there. Throws std::logic_error while a step is open, std::invalid_argument for a
-  /// step outside [0, most_counted] or another number of rows; then nothing has changed.
+  /// step outside [0, most_counted], another number of rows, or `settled` and `open` outside
+  /// [0, rows]; then nothing has changed.
   void resume(const Progress& progress) {
     if (m_open) base::refuse_call("StepPlanner: resume() while a step is open");
     if (progress.step < 0 || progress.step > most_counted)
@@ -126,9 +183,14 @@ class StepPlanner {
     if (progress.computed.size() != m_computed.size())
       base::refuse_argument("StepPlanner: computed must have one entry a row (", m_computed.size(),
                             "), got ", progress.computed.size());
+    for (const Index row : {progress.settled, progress.open})
+      if (row < 0 || row > m_shape.rows())
+        base::refuse_argument("StepPlanner: settled and open must be in [0, ", m_shape.rows(),
+                              "], got ", row);
     std::copy(progress.computed.begin(), progress.computed.end(), m_computed.begin());
     m_context.step = progress.step;
     m_stale = progress.stale;
+    m_final = detail::SettledRows(progress.settled, progress.open);
   }
 
   [[nodiscard]] bool stale() const { return m_stale; }
@@ -142,6 +204,10 @@ class StepPlanner {
   [[nodiscard]] const StepPlan& plan() const { return m_plan; }
   /// Rotary position of every row, one a row.
   [[nodiscard]] std::span<const std::int32_t> positions() const { return m_positions; }
+  /// One past the last row whose key row `row` sees in the open step, or saw in the last one.
+  [[nodiscard]] Index key_end(Index row) const {
+    return m_shape.key_end(row, m_final.open_in_step());
+  }
   /// The shape, with the planner's own copy of the positions.
   [[nodiscard]] SequenceShape shape() const {
     SequenceShape shape = m_shape;
@@ -208,7 +274,7 @@ class StepPlanner {
         if (!m_traits.stored_deltas.contains(row))
           refuse_row(row, "is to be reused or verified, but lies outside stored_deltas");
       }
-      keys_read = std::max(keys_read, m_shape.key_end(row));
+      keys_read = std::max(keys_read, key_end(row));
     }
     if (m_plan.verify_count < 0 || m_plan.verify_count > verified)
       base::refuse_call("StepPlan of policy ", m_traits.name,
@@ -220,6 +286,12 @@ class StepPlanner {
     for (Index row = 0; row < keys_read; ++row)
       if (m_plan.rows[static_cast<std::size_t>(row)] == RowAction::Absent && !computed(row))
         refuse_row(row, "is absent, but its key would be read and was never computed");
+    for (Index row = m_context.settled; row < std::min(keys_read, m_final.open_in_step()); ++row)
+      if (m_plan.rows[static_cast<std::size_t>(row)] != RowAction::Recompute)
+        refuse_row(
+            row,
+            "is not recomputed, but its key would be read and is not settled: a token of its "
+            "finished block has changed since it was stored");
   }
 
   [[nodiscard]] bool computed(Index row) const {
@@ -237,6 +309,7 @@ class StepPlanner {
   StepPlan m_plan;
   std::vector<std::int32_t> m_positions;
   std::vector<std::uint8_t> m_computed;  // rows whose features are stored since the last stale step
+  detail::SettledRows m_final;
   bool m_stale = true;
   bool m_open = false;
 };

@@ -305,7 +305,10 @@ TEST_CASE("FeatureCache: under block-causal attention later blocks do not exist 
     auto x = model.embed(tokens);
     x.rows = block.end;  // the rest does not exist
     CallLog log;
-    const auto in_pass = run_step(workspace, cache, model, x, {.block = block}, &log);
+    std::vector<std::uint8_t> changed(tokens.size());
+    std::fill(changed.begin() + block.begin, changed.begin() + block.end, std::uint8_t{1});
+    const auto in_pass =
+        run_step(workspace, cache, model, x, {.block = block, .changed = changed}, &log);
     REQUIRE(in_pass.rows == range(cache.step() == 1 ? 0 : block.begin, block.end));
     SequenceShape live = shape;
     live.response = block.end - shape.prompt;

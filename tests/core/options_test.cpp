@@ -168,7 +168,8 @@ TEST_CASE("PolicyTable: unknown names, options of others and bad values are refu
   const auto refused = [&](const char* name, const OptionValues& values) {
     return refused_argument([&] { static_cast<void>(table.make(name, values)); });
   };
-  CHECK(refused("unheard", {}).starts_with("policy must be one of none, block-verify, dllm-cache"));
+  CHECK(refused("unheard", {})
+            .starts_with("policy must be one of none, block, block-verify, dllm-cache"));
   CHECK(refused("unheard", {}).ends_with("got \"unheard\""));
   CHECK(refused("dllm-cache", {{"recompute_block", "true"}}) ==
         "recompute_block does not belong to policy dllm-cache; it belongs to block-verify");
@@ -206,7 +207,7 @@ TEST_CASE("PolicyTable: a policy of one's own is a line, names and kinds must no
 
 TEST_CASE("Decoding keys: absent keys are the defaults, every key sets its member", "[options]") {
   const auto text_of = [](const DecodingOptions& options) { return options_text(options); };
-  CHECK(text_of(decoding_options({}, false)) == text_of({}));
+  CHECK(text_of(decoding_options({}, {})) == text_of({}));
   const DecodingOptions all = decoding_options({{"gen_length", "64"},
                                                 {"block_length", "8"},
                                                 {"steps", "16"},
@@ -220,31 +221,34 @@ TEST_CASE("Decoding keys: absent keys are the defaults, every key sets its membe
                                                 {"seed", "18446744073709551615"},
                                                 {"alg", "origin"},
                                                 {"eps", "0.01"}},
-                                               false);
+                                               {});
   CHECK(text_of(all) ==
-        "response 64, block_length 8, steps 16, temperature 0.5, top_p 0.9, top_k 5, "
+        "response 64, block_length 8, steps 16, steps_per_block 0, attention_block 0, "
+        "prompt_end_grid false, fuse_blocks true, commit_next false, causal_commit false, "
+        "temperature 0.5, top_p 0.9, top_k 5, "
         "order_temperature 0.25, guidance_scale 1.5, guidance_interval 3, early_stop true, "
-        "suppress_end false, end_last false, seed "
+        "stop_within_block false, trim_after_end false, suppress_end false, end_last false, seed "
         "18446744073709551615, sequence 0");
   CHECK(all.sampling == Sampling::Categorical);
   CHECK(all.confidence == Confidence::Random);
   CHECK(std::get<BernoulliCommit>(all.commit).epsilon == 0.01);
-  CHECK(decoding_options({}, true).confidence == Confidence::NegativeEntropy);
-  CHECK(decoding_options({{"remasking", "random"}}, false).confidence == Confidence::Random);
-  CHECK(
-      std::get<ThresholdCommit>(decoding_options({{"threshold", "0.5"}}, false).commit).threshold ==
-      0.5);
-  CHECK(std::get<FactorCommit>(decoding_options({{"factor", "2"}}, true).commit).factor == 2.0);
-  CHECK(std::get<EntropyBoundCommit>(decoding_options({{"entropy_bound", "0"}}, false).commit)
-            .bound == 0.0);
-  CHECK(std::get<FixedCommit>(decoding_options({{"tokens_per_step", "4"}}, false).commit).rows ==
-        4);
+  CHECK(decoding_options({}, {.decoder = "dream"}).confidence == Confidence::NegativeEntropy);
+  CHECK(decoding_options({{"remasking", "random"}}, {}).confidence == Confidence::Random);
+  CHECK(std::get<ThresholdCommit>(decoding_options({{"threshold", "0.5"}}, {}).commit).threshold ==
+        0.5);
+  CHECK(std::get<FactorCommit>(decoding_options({{"factor", "2"}}, {.decoder = "dream"}).commit)
+            .factor == 2.0);
+  CHECK(std::get<EntropyBoundCommit>(decoding_options({{"entropy_bound", "0"}}, {}).commit).bound ==
+        0.0);
+  CHECK(std::get<FixedCommit>(decoding_options({{"tokens_per_step", "4"}}, {}).commit).rows == 4);
 }
 
 TEST_CASE("Decoding keys: what does not go together and unknown keys are refused",
           "[options][refusal]") {
   const auto refused = [](const OptionValues& values, bool dream = false) {
-    return refused_argument([&] { static_cast<void>(decoding_options(values, dream)); });
+    return refused_argument([&] {
+      static_cast<void>(decoding_options(values, {.decoder = dream ? "dream" : "llada"}));
+    });
   };
   CHECK(refused({{"remasking", "random"}, {"alg", "entropy"}}) ==
         "remasking belongs to LLaDA, it does not go with alg \"entropy\", got \"random\"");

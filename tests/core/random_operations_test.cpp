@@ -35,6 +35,7 @@ struct Story {
   std::vector<float> confidence;
   Range block;
   Index block_step = 0;
+  bool block_done = false;
 
   explicit Story(RandomNumbers& random) {
     constexpr Index sizes[] = {0, 1, 2, 3, 5, 8, 13};
@@ -45,6 +46,7 @@ struct Story {
     if (random.below(3) == 0) {
       shape.attention_block = 1 + random.below(shape.rows() + 2);
       shape.attention_phase = random.below(shape.rows() + 1);
+      shape.causal_commit = random.below(4) == 0;
     }
     const auto rows = static_cast<std::size_t>(shape.rows());
     if (random.below(4) == 0)
@@ -73,6 +75,33 @@ struct Story {
     const Index begin = from + random.below(shape.rows() - from);
     block = {begin, begin + 1 + random.below(shape.rows() - begin)};
     block_step = random.below(4) == 0 ? random.below(4) : 0;
+    block_done = shape.attention_block > 0 && random.below(5) == 0;
+  }
+
+  // Other lengths, with the same first rows. Returns how many of them keep their features.
+  Index reshape(RandomNumbers& random) {
+    const Index old = shape.rows();
+    shape.response = std::max<Index>(shape.response + random.below(7) - 2, 0);
+    if (random.below(4) == 0) {  // the answer is part of the next prompt
+      shape.prompt += shape.response;
+      shape.response = random.below(5);
+    }
+    if (shape.rows() == 0) shape.response = 1;
+    if (shape.attention_phase > shape.rows()) shape.attention_phase = 0;
+    if (shape.attention_block > 0 && random.below(4) == 0)
+      shape.attention_phase = random.below(shape.rows() + 1);
+    const auto rows = static_cast<std::size_t>(shape.rows());
+    const Index keep = random.below(2) == 0 ? std::min(old, shape.rows())
+                                            : random.below(std::min(old, shape.rows()) + 1);
+    if (!positions.empty()) positions.resize(rows, 7);
+    tokens.resize(rows, 12);
+    changed.resize(rows, 0);
+    for (std::size_t row = static_cast<std::size_t>(keep); row < rows; ++row) changed[row] = 0;
+    unchanged_steps.resize(rows, 65535);
+    confidence.resize(rows, 0.0F);
+    choose_block(random);
+    look_at_tokens();
+    return keep;
   }
 
   void look_at_tokens() {
@@ -105,7 +134,8 @@ struct Story {
             .masked = masked,
             .changed = changed,
             .confidence = confidence,
-            .unchanged_steps = unchanged_steps};
+            .unchanged_steps = unchanged_steps,
+            .block_done = block_done};
   }
 };
 
@@ -137,7 +167,7 @@ class RandomRun {
     add();
     for (Index left = 10 + m_random.below(60); left > 0; --left) {
       if (m_sequences.empty()) add();
-      switch (m_random.below(20)) {
+      switch (m_random.below(22)) {
         case 0:
         case 1:
           add();
@@ -169,6 +199,12 @@ class RandomRun {
           break;
         case 11:
           move();
+          break;
+        case 12:
+          fork();
+          break;
+        case 13:
+          reshape();
           break;
         default:
           step();
@@ -214,6 +250,22 @@ class RandomRun {
     m_log << "clone #" << one.number << " as #" << m_next << '\n';
     m_sequences.push_back(
         std::make_unique<Sequence>(Sequence{one.story, one.cache.clone(), one.plain, m_next++}));
+  }
+  void fork() {
+    if (m_sequences.size() == 4) return;
+    Sequence& one = any();
+    m_log << "fork #" << one.number << " as #" << m_next << '\n';
+    m_sequences.push_back(
+        std::make_unique<Sequence>(Sequence{one.story, one.cache.fork(), one.plain, m_next++}));
+  }
+  void reshape() {
+    Sequence& one = any();
+    const Index keep = one.story.reshape(m_random);
+    m_log << "reshape #" << one.number << ": prompt " << one.story.shape.prompt << ", response "
+          << one.story.shape.response << ", phase " << one.story.shape.attention_phase << ", keep "
+          << keep << '\n';
+    one.cache.reshape(one.story.full_shape(), keep);
+    one.plain.reshape(one.story.full_shape(), keep);
   }
   void reset() {
     Sequence& one = any();
@@ -283,6 +335,7 @@ class RandomRun {
            one.prediction_shift == other.prediction_shift &&
            one.attention_block == other.attention_block &&
            one.attention_phase == other.attention_phase &&
+           one.causal_commit == other.causal_commit &&
            std::ranges::equal(one.positions, other.positions) &&
            a.policy().traits(one).name == b.policy().traits(one).name &&
            a.policy().options() == b.policy().options();

@@ -606,7 +606,8 @@ TEST_CASE("StepPlanner: rows that no step has computed are neither reused nor re
   recomputed = {4, 5};
   REQUIRE_THAT(message(), Contains("scripted: row 5 is absent, but its key would be read"));
   recomputed = {4, 6};
-  REQUIRE_NOTHROW(planner.begin_step({.block = {4, 6}}));
+  const std::vector<std::uint8_t> nothing(6);
+  REQUIRE_NOTHROW(planner.begin_step({.block = {4, 6}, .changed = nothing}));
   planner.commit_step();
   recomputed = {};
   reused = {2, 6};

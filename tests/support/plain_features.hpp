@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <limits>
 #include <optional>
+#include <span>
 #include <stdexcept>
 #include <string>
 #include <utility>
@@ -39,7 +40,40 @@ class PlainFeatures {
     m_shape.positions = {};
     m_step = 0;
     m_counts = {};
+    m_last_open = 0;
     forget();
+  }
+
+  /// Another shape, in which the first `keep` rows are what they were.
+  void reshape(const SequenceShape& shape, Index keep) {
+    const Index phases = shape.attention_phase - m_shape.attention_phase;
+    const bool same =
+        shape.attention_block > 0 && shape.attention_block == m_shape.attention_block &&
+        shape.causal_commit == m_shape.causal_commit && phases % shape.attention_block == 0;
+    m_shape = shape;
+    m_positions.resize(static_cast<std::size_t>(keep));
+    for (Index row = keep; row < shape.rows(); ++row)
+      m_positions.push_back(shape.positions.empty()
+                                ? static_cast<std::int32_t>(row)
+                                : shape.positions[static_cast<std::size_t>(row)]);
+    m_shape.positions = {};
+    for (auto& layer : m_layers) {
+      layer.resize(static_cast<std::size_t>(keep));
+      layer.resize(static_cast<std::size_t>(shape.rows()));
+      // What the policy does not store is gone, and may be stored from now on.
+      const Range stored = m_policy.traits(this->shape()).stored_deltas;
+      for (Index row = 0; row < keep; ++row)
+        if (!stored.contains(row)) layer[static_cast<std::size_t>(row)].delta.clear();
+    }
+    Index final_rows = 0;
+    while (final_rows < std::min<Index>(keep, static_cast<Index>(m_final.size())) &&
+           m_final[static_cast<std::size_t>(final_rows)] != 0)
+      ++final_rows;
+    m_final.assign(static_cast<std::size_t>(shape.rows()), 0);
+    for (Index row = 0; row < final_rows; ++row)
+      if (unit_end(row) <= final_rows) m_final[static_cast<std::size_t>(row)] = 1;
+    m_last_open = std::min(m_last_open, keep);
+    if (!same) forget();
   }
 
   /// All features are gone: the next step computes every live row.
@@ -59,7 +93,10 @@ class PlainFeatures {
     StepPlan plan;
     plan.clear(m_shape.rows(), context.layers, "plain");
     m_refusal.clear();
-    const Index live = live_rows(input);
+    const Index live = m_live = live_rows(input);
+    m_open = open_row(input);
+    m_settled = settled_rows(input);
+    context.settled = m_settled;
     try {
       if (m_stale)
         plan.recompute({0, live});
@@ -79,6 +116,18 @@ class PlainFeatures {
   void step(const StepPlan& plan, Matrix<Scalar>& x) {
     for (Index number = 0; number < m_model->shape().layers; ++number) run_layer(number, plan, x);
     m_counts.rows += static_cast<Index>(rows_in_pass(plan).size());
+    m_final.assign(static_cast<std::size_t>(m_shape.rows()), 0);
+    std::fill_n(m_final.begin(), m_settled, std::uint8_t{1});
+    const Index most = m_shape.attention_block == 0 ? 0 : m_shape.causal_commit ? m_open : m_live;
+    for (Index row = m_settled; row < most; row = unit_end(row)) {
+      const auto unit = std::span(plan.rows).subspan(static_cast<std::size_t>(row),
+                                                     static_cast<std::size_t>(unit_end(row) - row));
+      if (!std::all_of(unit.begin(), unit.end(),
+                       [](RowAction action) { return action == RowAction::Recompute; }))
+        break;
+      std::fill_n(m_final.begin() + row, unit.size(), std::uint8_t{1});
+    }
+    m_last_open = m_open;
     m_stale = false;
     if (!m_policy.traits(shape()).keeps_features) {
       forget();
@@ -117,6 +166,41 @@ class PlainFeatures {
     return seen_keys(m_shape, std::max<Index>(end - 1, 0));
   }
 
+  // First row of what is being decoded.
+  [[nodiscard]] Index open_row(const StepInput& input) const {
+    if (m_shape.attention_block == 0) return 0;
+    const bool all = input.block.begin >= input.block.end;
+    const Index end = all ? m_shape.rows() : input.block.end;
+    if (input.block_done) return seen_keys(m_shape, std::max<Index>(end - 1, 0));
+    const Index first = all ? m_shape.prompt : input.block.begin;
+    if (first == m_shape.rows() && (first - m_shape.attention_phase) % m_shape.attention_block == 0)
+      return first;
+    Index begin = first;
+    while (begin > 0 && seen_keys(m_shape, begin - 1) > first) --begin;
+    return begin;
+  }
+  // One past the rows that are final together with this one.
+  [[nodiscard]] Index unit_end(Index row) const {
+    return m_shape.causal_commit ? row + 1 : seen_keys(m_shape, row);
+  }
+  [[nodiscard]] Index seen(Index row) const {
+    return m_shape.causal_commit && row < m_open ? row + 1 : seen_keys(m_shape, row);
+  }
+  [[nodiscard]] Index settled_rows(const StepInput& input) const {
+    if (m_shape.attention_block == 0 || m_stale) return 0;
+    Index row = 0;
+    while (row < m_open) {
+      for (Index one = row; one < unit_end(row); ++one) {
+        const auto at = static_cast<std::size_t>(one);
+        if (m_final[at] == 0 || (!input.changed.empty() && input.changed[at] != 0) ||
+            (input.changed.empty() && one >= m_last_open))
+          return row;
+      }
+      row = unit_end(row);
+    }
+    return m_open;
+  }
+
   [[nodiscard]] bool computed(Index row) const {
     return !m_layers.front()[static_cast<std::size_t>(row)].key.empty();
   }
@@ -130,12 +214,15 @@ class PlainFeatures {
       if (action == RowAction::Verify) ++verified;
       if (action != RowAction::Recompute && (!computed(row) || !traits.stored_deltas.contains(row)))
         m_refusal = "a row is to be reused that nobody has";
-      keys_read = std::max(keys_read, seen_keys(m_shape, row));
+      keys_read = std::max(keys_read, seen(row));
     }
     if (plan.verify_count > verified) m_refusal = "more rows are to be selected than verified";
     for (Index row = 0; row < keys_read; ++row)
       if (plan.rows[static_cast<std::size_t>(row)] == RowAction::Absent && !computed(row))
         m_refusal = "a row rests whose key nobody has";
+    for (Index row = m_settled; row < std::min(keys_read, m_open); ++row)
+      if (plan.rows[static_cast<std::size_t>(row)] != RowAction::Recompute)
+        m_refusal = "a row of a finished block is read that is not what it will be";
   }
 
   void run_layer(Index number, const StepPlan& plan, Matrix<Scalar>& x) {
@@ -181,10 +268,11 @@ class PlainFeatures {
 
     const Matrix<Stored> keys = stacked(rows, &Row::key), values = stacked(rows, &Row::value);
     for (std::size_t i = 0; i < recomputed.size(); ++i) {
-      const Index row = recomputed[i], seen = seen_keys(m_shape, row);
+      const Index row = recomputed[i], visible = seen(row);
       Matrix<Scalar> u(1, x.cols);
-      layer.delta_row(x.row(row), queries[i].row(0), dense_view(keys.data.data(), seen, keys.cols),
-                      dense_view(values.data.data(), seen, values.cols), u.row(0));
+      layer.delta_row(x.row(row), queries[i].row(0),
+                      dense_view(keys.data.data(), visible, keys.cols),
+                      dense_view(values.data.data(), visible, values.cols), u.row(0));
       tiny::add(x.row(row), u.row(0), x.cols);
       rows[static_cast<std::size_t>(row)].delta = rounded(u);
     }
@@ -231,6 +319,9 @@ class PlainFeatures {
   std::vector<Features> m_layers;
   RowCounts m_counts;
   std::string m_refusal;
+  std::vector<std::uint8_t> m_final;  // 1: the features of the row will not change any more
+  Index m_settled = 0, m_open = 0, m_live = 0;  // in the step that was planned last
+  Index m_last_open = 0;                        // in the step that was done last
   Index m_step = 0;
   bool m_stale = true;
 };

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "dllm_cache/base/mix_bits.hpp"
+#include "dllm_cache/policies/block_cache.hpp"
 #include "dllm_cache/policies/block_verify.hpp"
 #include "dllm_cache/policies/changed_rows.hpp"
 #include "dllm_cache/policies/dkv_decode.hpp"
@@ -57,7 +58,7 @@ inline AnyPolicy random_policy(RandomNumbers& random) {
   const auto of = [&](const std::vector<Index>& values) {
     return values[static_cast<std::size_t>(random.below(static_cast<Index>(values.size())))];
   };
-  switch (random.below(12)) {
+  switch (random.below(14)) {
     case 0:
       return NoCache{};
     case 1:
@@ -73,6 +74,10 @@ inline AnyPolicy random_policy(RandomNumbers& random) {
       return DkvDecodePolicy{of({1, 2, 3, never})};
     case 6:
       return ChangedRowsPolicy{of({0, 1, 2, 65534}), of({1, 3, 6, never})};
+    case 9:
+      return BlockCachePolicy{false};
+    case 10:
+      return BlockCachePolicy{true};
     case 7:
     case 8:
       return RandomPlans{random.next()};

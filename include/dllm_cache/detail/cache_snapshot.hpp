@@ -45,6 +45,7 @@ inline void write_identity(SnapshotWriter& out, const StepPlanner& planner) {
   out.number("prediction_shift", shape.prediction_shift);
   out.number("attention_block", shape.attention_block);
   out.number("attention_phase", shape.attention_phase);
+  out.number("causal_commit", shape.causal_commit);
   out.array("positions", shape.positions);
 }
 
@@ -59,6 +60,8 @@ inline void check_identity(SnapshotReader& in, const StepPlanner& planner) {
   in.expect("prediction_shift", shape.prediction_shift);
   in.expect("attention_block", shape.attention_block);
   in.expect("attention_phase", shape.attention_phase);
+  if (in.flag("causal_commit") != shape.causal_commit)
+    SnapshotReader::refuse("causal_commit must be ", shape.causal_commit);
   const auto positions = in.elements<std::int32_t>(shape.positions.size());
   if (!std::equal(positions.begin(), positions.end(), shape.positions.begin()))
     SnapshotReader::refuse("positions must be those of the cache");

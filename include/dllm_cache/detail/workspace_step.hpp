@@ -36,6 +36,7 @@ auto Workspace<Scalar, Stored, Selector>::begin_step(std::span<Cache* const> cac
     m_sequences.clear();
     throw;
   }
+  for (Sequence& sequence : m_sequences) sequence.cache->m_features.begin_step();
   m_open = true;
   return PassType(*this, caches.front()->model().layers);
 }
@@ -202,7 +203,6 @@ void Workspace<Scalar, Stored, Selector>::store_keys(MatrixView<const Scalar> k,
   m_segments.clear();
   for (const Sequence& sequence : m_sequences) {
     Cache& cache = *sequence.cache;
-    const SequenceShape shape = cache.shape();
     const MatrixView<Stored> keys = Cache::keys_in(cache, layer);
     const MatrixView<const Stored> values = cache.values(layer);
     for (Index place = sequence.recomputed.begin; place < sequence.recomputed.end; ++place) {
@@ -210,7 +210,7 @@ void Workspace<Scalar, Stored, Selector>::store_keys(MatrixView<const Scalar> k,
       base::convert_row(k.row(place), keys.row(row), k.cols);
       // Rows that see the same keys share a segment: all of a sequence, unless attention is causal
       // over blocks.
-      const Index seen = shape.key_end(row);
+      const Index seen = cache.m_planner.key_end(row);
       const bool first = place == sequence.recomputed.begin;
       if (first || m_segments.back().keys.rows != seen)
         m_segments.push_back(

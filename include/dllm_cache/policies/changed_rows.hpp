@@ -14,6 +14,7 @@ namespace dllm_cache::inline v0_1 {
 /// Differs: with a shifted head the row that predicts a masked token is in the pass too (the
 /// repository would read logits of a row that rests); a change seen by a full forward counts as a
 /// change; keys are kept per key head, not per query head.
+/// With block-causal attention it works within the active block: finished blocks are exact.
 struct ChangedRowsPolicy {
   /// Steps for which a changed row stays in the pass, 0 to 65534; `cache_keep_active` (default 0).
   Index keep_active = 0;
@@ -37,9 +38,10 @@ struct ChangedRowsPolicy {
   void plan(const StepContext& context, StepPlan& plan) const {
     const Range live = context.live();
     if (context.step % refresh_interval == 0) {
-      plan.recompute(live);
+      plan.recompute(context.unsettled());
       return;
     }
+    plan.recompute(context.to_settle());
     for (Index row = 0; row < live.end; ++row) {
       const auto token = static_cast<std::size_t>(row);
       const bool masked = context.masked[token] != 0;

@@ -15,6 +15,7 @@ namespace dllm_cache::inline v0_1 {
 /// row, which predicts none, always). Differs in work only: keys and values lie in place, so the
 /// repository's delayed store is one more pass of the row. Its prefill, PD and greedy variants
 /// are not here.
+/// With block-causal attention it works within the active block: finished blocks are exact.
 struct DkvDecodePolicy {
   /// Steps between full forwards, at least 1 (nothing is reused), or `never`;
   /// `cache_reloading_step` for LLaDA (default 1, scripts 2 to 8), `cache_steps` for Dream.
@@ -38,9 +39,10 @@ struct DkvDecodePolicy {
                           : context.step % refresh_interval == 0;
     const Range live = context.live();
     if (full) {
-      plan.recompute(live);
+      plan.recompute(context.unsettled());
       return;
     }
+    plan.recompute(context.to_settle());
     for (Index row = shift; row < live.end; ++row) {
       const auto token = static_cast<std::size_t>(row);
       if (context.masked[token] != 0 || context.changed[token] != 0)

@@ -15,13 +15,14 @@ namespace dllm_cache::inline v0_1 {
 /// Differs: with a shifted head the row before the block is in the pass too, so that the block's
 /// first token is predicted like any other (the repository commits it from the full forward,
 /// whatever its confidence); a block that its first step finished costs no second forward.
+/// With block-causal attention it works within the active block: finished blocks are exact.
 struct DualCachePolicy {
   [[nodiscard]] PolicyTraits traits(const SequenceShape&) const {
     return {.name = "dual", .needs_block = true};
   }
   void plan(const StepContext& context, StepPlan& plan) const {
     if (context.block_step == 0)
-      plan.recompute(context.live());
+      plan.recompute(context.unsettled());
     else
       plan.recompute({std::max<Index>(0, context.block.begin - context.shape.prediction_shift),
                       context.block.end});

@@ -14,11 +14,13 @@ namespace dllm_cache::inline v0_1 {
 /// and the block and everything after it are recomputed in every step. No options. A block's keys
 /// and values are frozen as its last step left them, its last tokens still masked. Differs: written
 /// for Dream there; without a shifted head the row before the block rests.
+/// With block-causal attention it works within the active block: finished blocks are exact.
 struct FreeCachePolicy {
   [[nodiscard]] PolicyTraits traits(const SequenceShape&) const {
     return {.name = "freecache", .needs_block = true};
   }
   void plan(const StepContext& context, StepPlan& plan) const {
+    plan.recompute(context.to_settle());
     const Range live = context.live();
     if (context.step == 0)
       plan.recompute(live);

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "dllm_cache/options.hpp"
+#include "dllm_cache/policies/block_cache.hpp"
 #include "dllm_cache/policies/changed_rows.hpp"
 #include "dllm_cache/policies/dkv_decode.hpp"
 #include "dllm_cache/policies/dllm_cache.hpp"
@@ -178,6 +179,9 @@ class PolicyTable {
 [[nodiscard]] inline PolicyTable bundled_policies() {
   PolicyTable table;
   table.add<NoCache>("none", "everything is recomputed at every step")
+      .add<BlockCachePolicy>("block",
+                             "exact, for block-causal attention: finished blocks are kept, the "
+                             "active one is recomputed")
       .add<BlockVerifyPolicy>("block-verify",
                               "ours: the active block recomputed at every step; of the other "
                               "response rows those whose values changed most")

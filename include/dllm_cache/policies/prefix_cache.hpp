@@ -15,17 +15,17 @@ namespace dllm_cache::inline v0_1 {
 /// Differs: with a shifted head the row before the block is in the pass too, so that the block's
 /// first token is predicted like any other (the repository commits it from the full forward,
 /// whatever its confidence); a block that its first step finished costs no second forward.
+/// With block-causal attention it works within the active block: finished blocks are exact.
 struct PrefixCachePolicy {
   [[nodiscard]] PolicyTraits traits(const SequenceShape&) const {
     return {.name = "prefix", .needs_block = true};
   }
   void plan(const StepContext& context, StepPlan& plan) const {
-    const Range live = context.live();
     if (context.block_step == 0)
-      plan.recompute(live);
+      plan.recompute(context.unsettled());
     else
-      plan.recompute(
-          {std::max<Index>(0, context.block.begin - context.shape.prediction_shift), live.end});
+      plan.recompute({std::max<Index>(0, context.block.begin - context.shape.prediction_shift),
+                      context.live().end});
   }
 };
 

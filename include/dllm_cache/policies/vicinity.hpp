@@ -14,6 +14,7 @@ namespace dllm_cache::inline v0_1 {
 /// other steps recompute the block and a few rows on either side of it. Differs: with a shifted
 /// head at least the row before the block is in the pass (the repository moves the whole block by
 /// one row); one forward a step, where the repository decodes twice after a refresh.
+/// With block-causal attention it works within the active block: finished blocks are exact.
 struct VicinityPolicy {
   /// Rows before the block that are recomputed with it, at least 0; `prefix_look` (class default 0,
   /// serving 16).
@@ -43,9 +44,10 @@ struct VicinityPolicy {
     const bool first_block = context.block.begin == context.shape.prompt;
     const bool due = context.block_step == 0 || context.step % refresh_interval == 0;
     if (context.step <= warmup_steps || (due && !first_block)) {
-      plan.recompute(live);
+      plan.recompute(context.unsettled());
       return;
     }
+    plan.recompute(context.to_settle());
     const Index before = std::max(prefix_look, context.shape.prediction_shift);
     plan.recompute(
         {std::max<Index>(0, context.block.begin - before),
