@@ -88,6 +88,7 @@ Prediction naive(std::vector<float> logits, const SamplingRule& rule, const Rand
   std::sort(sorted.rbegin(), sorted.rend());
   switch (rule.confidence) {
     case Confidence::Probability:
+    case Confidence::LeftToRight:
       answer.confidence = static_cast<double>(weight[static_cast<std::size_t>(answer.token)]);
       break;
     case Confidence::Margin:

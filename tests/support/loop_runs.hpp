@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "dllm_cache/decoding/denoising_loop.hpp"
+#include "dllm_cache/policies/block_cache.hpp"
 #include "dllm_cache/policies/block_verify.hpp"
 #include "dllm_cache/policies/changed_rows.hpp"
 #include "dllm_cache/policies/dkv_decode.hpp"
@@ -77,6 +78,69 @@ Record run_alone(AnyModel model, const Job& job) {
   loop.run([&](const StepReport& report) { recorder(report); });
   REQUIRE(model.log.broken_rule.empty());
   return recorder.of(0);
+}
+
+/// Sequences with block-causal attention, as published loops and as nobody decodes.
+inline std::vector<Job> block_causal_jobs(Index shift) {
+  constexpr std::int32_t gap = 12;  // FakeModel's mask
+  std::vector<Job> jobs{
+      // SDAR: a tail of the prompt in the first block, surplus rows behind the response.
+      {{1, 2, 3, 4, 5, 6},
+       {.response = 9, .attention_block = 4, .commit = EvenCommit{0.5}, .early_stop = true},
+       BlockCachePolicy{}},
+      {{4, 4, 1},
+       {.response = 10,
+        .steps_per_block = 3,
+        .attention_block = 8,
+        .fuse_blocks = false,
+        .confidence = Confidence::LeftToRight,
+        .commit = EvenCommit{}},
+       BlockCachePolicy{}},
+      // BD3LM: blocks from the prompt's end, a short last one, guidance.
+      {{9, 8, 7, 6, 5},
+       {.response = 11,
+        .steps = 7,
+        .attention_block = 4,
+        .prompt_end_grid = true,
+        .commit = LinearCommit{},
+        .guidance_scale = 0.7,
+        .guidance_interval = 2},
+       BlockCachePolicy{}},
+      {{2, 3, 5, 7, 11, 0, 2, 4},
+       {.response = 8,
+        .block_length = 2,
+        .attention_block = 4,
+        .temperature = 0.9,
+        .sampling = Sampling::Categorical,
+        .commit = EvenCommit{},
+        .seed = 3},
+       BlockCachePolicy{true}},
+      {{1, gap, gap, 4, 5, gap, 7},
+       {.response = 4, .attention_block = 3, .commit = FixedCommit{2}},
+       BlockCachePolicy{}},
+      {{6, 1, 6},
+       {.response = 9, .attention_block = 5, .commit = FixedCommit{2}},
+       DualCachePolicy{}},
+      {{3, 1, 4, 1, 5},
+       {.response = 7, .attention_block = 4, .commit = FixedCommit{1}},
+       ChangedRowsPolicy{.keep_active = 1}},
+      {{2, 7, 1, 8, 2, 8},
+       {.response = 8, .attention_block = 4, .causal_commit = true, .commit = EvenCommit{}},
+       BlockCachePolicy{}},
+  };
+  if (shift == 1)  // Fast-dLLM v2: the prompt ends with a block
+    jobs.push_back({{8, 6, 4, 2},
+                    {.response = 10,
+                     .block_length = 2,
+                     .attention_block = 4,
+                     .commit_next = true,
+                     .sampling = Sampling::Categorical,
+                     .commit = EvenCommit{0.6},
+                     .early_stop = true,
+                     .stop_within_block = true,
+                     .trim_after_end = true},
+                    BlockCachePolicy{true}});
+  return jobs;
 }
 
 /// Sequences as unlike each other as can be: lengths, steps, rules, policies, guidance,
@@ -161,6 +225,7 @@ inline std::vector<Job> motley(Index shift) {
   jobs.push_back({{9, 9, gap, 1, gap},
                   {.response = 6, .steps = 4, .commit = TimestepCommit{}},
                   ChangedRowsPolicy{.keep_active = 1}});
+  for (Job& job : block_causal_jobs(shift)) jobs.push_back(std::move(job));
   if (shift == 0) jobs.push_back({{}, {.response = 5, .steps = 2}, DllmCachePolicy{2, 3, 0.4}});
   return jobs;
 }

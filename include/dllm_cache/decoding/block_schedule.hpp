@@ -6,28 +6,12 @@
 #include <span>
 #include <variant>
 
+#include "dllm_cache/decoding/block_grid.hpp"
 #include "dllm_cache/decoding/decoding_options.hpp"
 #include "dllm_cache/plan.hpp"
+#include "dllm_cache/snapshot.hpp"
 
 namespace dllm_cache::inline v0_1 {
-
-/// The blocks of one sequence, decoded one after the other: rows `[begin, end)` in pieces of
-/// `length` rows, the last of which may be shorter.
-///
-/// A response is cut from its first row on, as in LLaDA's `generate`; a sequence with masks in its
-/// prompt from row 0 on, as in `infill` of ZHZisZZ/dllm at 13ba372 (dllm/core/samplers/mdlm.py).
-struct BlockGrid {
-  Index begin = 0;
-  Index end = 0;     ///< At least begin + 1.
-  Index length = 1;  ///< At least 1.
-
-  [[nodiscard]] Index count() const { return (end - begin + length - 1) / length; }
-  /// Rows of a block, `0 <= number < count()` (unchecked).
-  [[nodiscard]] Range block(Index number) const {
-    const Index first = begin + number * length;
-    return {first, std::min(first + length, end)};
-  }
-};
 
 /// How many of `left` masks step `step` of `steps` commits, `0 <= step < steps <=
 /// most_linear_steps`: the nearest to left * (1 - s / t), halves to the even number, where the
@@ -61,6 +45,7 @@ class BlockSchedule {
   BlockSchedule(const DecodingOptions& options, BlockGrid grid, bool has_gaps)
       : m_rule(options.commit), m_grid(grid), m_has_gaps(has_gaps) {
     if (is_counted(m_rule)) m_steps = options.steps;
+    m_steps_per_block = options.steps_per_block;
   }
 
   [[nodiscard]] const BlockGrid& grid() const { return m_grid; }
@@ -69,20 +54,59 @@ class BlockSchedule {
   [[nodiscard]] const BlockProgress& progress() const { return m_progress; }
   /// Steps done in the block; progress() counts those that were passed over too.
   [[nodiscard]] Index taken() const { return m_taken; }
-  /// Masks of the block that linear_commits() has not planned yet.
-  [[nodiscard]] Index planned() const { return m_planned; }
 
   /// Makes a block the active one, `0 <= block < grid().count()`, with so many masked rows.
   void begin(Index block, Index masked) {
     m_block = block;
-    m_progress = {.steps = steps_of_block(masked), .first_masked = masked};
+    m_progress = {.steps = steps_of_block(block, masked),
+                  .first_masked = masked,
+                  .length = m_grid.block(block).size()};
     m_planned = masked;
     m_taken = 0;
     skip_empty_steps();
   }
-  /// Goes on in the middle of a block that has begun.
-  void resume(Index step, Index taken, Index planned) {
+  /// The grid ends later from now on; of the active block, where it was short, so many more rows
+  /// are masked. The schedule's steps are those of so many steps in all.
+  void grow(Index end, Index masked, Index steps) {
+    m_grid.end = end;
+    m_progress.length = block().size();
+    m_progress.first_masked += masked;
+    m_planned += masked;
+    if (m_steps > 0)
+      m_steps = steps;
+    else if (is_linear() && m_steps_per_block == 0)
+      m_progress.steps += masked;
+  }
+  /// Steps that each block has, where the schedule says how many there are in all; else 0.
+  [[nodiscard]] Index planned_steps_of_block() const {
+    return m_steps == 0 || m_steps_per_block > 0 ? 0
+                                                 : (m_steps + m_grid.count() - 1) / m_grid.count();
+  }
+  void save(SnapshotWriter& out) const {
+    out.number("block", m_block);
+    out.number("block step", m_progress.step);
+    out.number("block steps", m_progress.steps);
+    out.number("block steps taken", m_taken);
+    out.number("first_masked", m_progress.first_masked);
+    out.number("planned", m_planned);
+  }
+  /// Goes on where a sequence of the same options stood after so many steps in all.
+  void restore(SnapshotReader& in, Index steps_done, bool sequence_finished) {
+    const auto block = in.number<Index>("block", 0, m_grid.count() - 1);
+    const auto step = in.number<Index>("block step", 0, most_counted);
+    const auto steps = in.number<Index>("block steps", 1, most_counted);
+    const auto taken = in.number<Index>("block steps taken", 0, step);
+    const auto first_masked = in.number<Index>("first_masked", 0, m_grid.block(block).size());
+    begin(block, first_masked);
+    const auto planned = in.number<Index>("planned", 0, first_masked);
+    const bool counted = is_counted(m_rule);
+    const Index last = counted ? steps : steps_done;
+    if (step > last) in.refuse("block step must be in [0, ", last, "], got ", step);
+    if (counted && step == last && !sequence_finished)
+      in.refuse("block step must be below ", last, " before the end, got ",
+                step);  // such a block would never end
     m_progress.step = step;
+    m_progress.steps = steps;
     m_taken = taken;
     m_planned = planned;
   }
@@ -112,7 +136,8 @@ class BlockSchedule {
 
  private:
   [[nodiscard]] bool is_linear() const {
-    return m_has_gaps && std::holds_alternative<CountedCommit>(m_rule);
+    return std::holds_alternative<LinearCommit>(m_rule) ||
+           (m_has_gaps && std::holds_alternative<CountedCommit>(m_rule));
   }
   [[nodiscard]] Index next_linear() const {
     return linear_commits(m_planned, m_progress.step, m_progress.steps);
@@ -121,17 +146,20 @@ class BlockSchedule {
     if (!is_linear()) return;
     while (m_progress.step < m_progress.steps && next_linear() == 0) ++m_progress.step;
   }
-  [[nodiscard]] Index steps_of_block(Index masked) const {
+  [[nodiscard]] Index steps_of_block(Index block, Index masked) const {
     const Index blocks = m_grid.count();
-    if (m_has_gaps)
+    if (m_steps_per_block > 0) return m_steps_per_block;
+    if (std::holds_alternative<EvenCommit>(m_rule)) return m_grid.block(block).size();
+    if (m_has_gaps || is_linear())
       return std::max<Index>(m_steps == 0 ? masked : (m_steps + blocks - 1) / blocks, 1);
-    return (m_steps == 0 ? m_grid.end - m_grid.begin : m_steps) / blocks;
+    return m_steps == 0 ? m_grid.length : m_steps / blocks;
   }
 
   CommitRule m_rule;
   BlockGrid m_grid;
   bool m_has_gaps = false;
-  Index m_steps = 0;  // of all blocks, 0: one a masked row
+  Index m_steps = 0;            // of all blocks, 0: one a masked row
+  Index m_steps_per_block = 0;  // 0: not said
   Index m_block = 0;
   BlockProgress m_progress;
   Index m_taken = 0;

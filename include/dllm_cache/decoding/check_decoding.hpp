@@ -1,9 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <string>
 #include <string_view>
+#include <utility>
 #include <variant>
 
+#include "dllm_cache/decoding/block_grid.hpp"
 #include "dllm_cache/decoding/decoding_options.hpp"
 #include "dllm_cache/decoding/special_tokens.hpp"
 
@@ -19,6 +22,7 @@ struct DecodingWords {
   std::string_view origin_needs;  ///< What goes with Dream's algorithm of that name.
   std::string_view counted;       ///< What a temperature of the order needs.
   std::string_view end_tokens;    ///< What gives a model its end tokens.
+  std::string_view prompt_end_grid, commit_next, causal_commit, guidance_scale;
 };
 
 /// Words of the library.
@@ -35,7 +39,11 @@ inline constexpr DecodingWords field_words{
     .categorical = "Sampling::Categorical",
     .origin_needs = "commit BernoulliCommit needs Confidence::Random",
     .counted = "a counted commit rule",
-    .end_tokens = "a model with an end-of-text token"};
+    .end_tokens = "a model with an end-of-text token",
+    .prompt_end_grid = "prompt_end_grid",
+    .commit_next = "commit_next",
+    .causal_commit = "causal_commit",
+    .guidance_scale = "guidance_scale"};
 
 /// Words of requests and command lines.
 inline constexpr DecodingWords key_words{
@@ -54,22 +62,75 @@ inline constexpr DecodingWords key_words{
     .counted =
         "a schedule of steps: leave out threshold, factor, entropy_bound and tokens_per_step, or "
         "alg_temp",
-    .end_tokens = "an end token: the checkpoint names none, give end_token"};
+    .end_tokens = "an end token: the checkpoint names none, give end_token",
+    .prompt_end_grid = "block_grid \"prompt_end\"",
+    .commit_next = "decoder \"fastdllm-v2\"",
+    .causal_commit = "causal_commit",
+    .guidance_scale = "cfg_scale"};
 
 /// What the sequence is, as far as its options depend on it.
 struct DecodingTask {
   bool prompt_has_masks = false;
   bool has_end_tokens = true;
+  Index prompt_rows = 0;
 };
 
 /// The most steps that linear_commits() plans: its float32 tells no more of them apart.
 inline constexpr Index most_linear_steps = Index{1} << 20;
 
+namespace detail {
+
+/// The part of check_decoding() that is about blocks and steps.
+template <class Refuse>
+void check_blocks(const DecodingOptions& o, const DecodingTask& task, const DecodingWords& words,
+                  const Refuse& refuse) {
+  const bool is_linear = std::holds_alternative<LinearCommit>(o.commit) ||
+                         (task.prompt_has_masks && std::holds_alternative<CountedCommit>(o.commit));
+  const Index length = o.block_length == 0 ? o.response : o.block_length;
+  if (o.attention_block > 0) {
+    if (o.block_length > 0 && o.attention_block % o.block_length != 0)
+      refuse(words.block_length, " must divide attention_block = ", o.attention_block, ", got ",
+             o.block_length);
+    if (o.prompt_end_grid && task.prompt_has_masks)
+      refuse(words.prompt, " must hold no mask with ", words.prompt_end_grid);
+  } else {
+    for (const auto& [asked, name] : {std::pair{o.prompt_end_grid, words.prompt_end_grid},
+                                      std::pair{o.commit_next, words.commit_next},
+                                      std::pair{o.causal_commit, words.causal_commit}})
+      if (asked) refuse(name, " needs an attention_block of at least 1, got 0");
+    if (!task.prompt_has_masks && !is_linear && o.response % length != 0)
+      refuse(words.block_length, " must divide ", words.response, " = ", o.response, ", got ",
+             length);
+  }
+  if (o.commit_next && task.prompt_has_masks)
+    refuse(words.prompt, " must hold no mask with ", words.commit_next);
+  if (o.commit_next && o.guidance_scale > 0.0)
+    refuse(words.guidance_scale, " must be 0 with ", words.commit_next,
+           ", whose models have no unconditional run, got ", o.guidance_scale);
+  if (is_counted(o.commit) && !task.prompt_has_masks && !is_linear && o.steps_per_block == 0) {
+    const Index blocks = SequenceLayout(task.prompt_rows, false, o).grid.count();
+    if (o.steps % blocks != 0)
+      refuse(words.steps, " must be a positive multiple of the number of blocks = ", blocks, " (",
+             words.response, " / ", words.block_length, "), got ", o.steps);
+  }
+  for (const auto& [steps, name] :
+       {std::pair{o.steps, words.steps},
+        std::pair{o.steps_per_block, std::string_view("steps_per_block")}})
+    if (is_linear && steps > most_linear_steps)
+      refuse(name, " must be at most ", most_linear_steps,
+             task.prompt_has_masks ? base::text(" where ", words.prompt, " holds masks")
+                                   : std::string(" with schedule \"dllm\""),
+             ", got ", steps);
+}
+
+}  // namespace detail
+
 /// Refuses options that make no sense together or for the task, each of them in its own range
 /// (check_options); throws std::invalid_argument in these words.
 ///
-/// Where the prompt holds masks `response` may be 0, and neither need `block_length` divide it nor
-/// the blocks the steps; see SequenceState.
+/// `block_length` must divide the response, and the blocks the steps, for the schedules of LLaDA
+/// and Dream alone, and there not where the prompt holds masks, for which `response` may be 0; see
+/// SequenceState.
 inline void check_decoding(const DecodingOptions& options, const DecodingTask& task,
                            const DecodingWords& words) {
   const DecodingOptions& o = options;
@@ -77,20 +138,7 @@ inline void check_decoding(const DecodingOptions& options, const DecodingTask& t
   if (o.response < 1 && !task.prompt_has_masks)
     refuse(words.response, " must be at least 1 where ", words.prompt, " holds no mask, got ",
            o.response);
-  const Index length = o.block_length == 0 ? o.response : o.block_length;
-  if (!task.prompt_has_masks) {
-    if (o.response % length != 0)
-      refuse(words.block_length, " must divide ", words.response, " = ", o.response, ", got ",
-             length);
-    const Index blocks = o.response / length;
-    if (is_counted(o.commit) && o.steps % blocks != 0)
-      refuse(words.steps, " must be a positive multiple of the number of blocks = ", blocks, " (",
-             words.response, " / ", words.block_length, "), got ", o.steps);
-  }
-  if (task.prompt_has_masks && std::holds_alternative<CountedCommit>(o.commit) &&
-      o.steps > most_linear_steps)
-    refuse(words.steps, " must be at most ", most_linear_steps, " where ", words.prompt,
-           " holds masks, got ", o.steps);
+  detail::check_blocks(o, task, words, refuse);
   if (o.sampling != Sampling::Categorical && (o.top_p < 1.0 || o.top_k > 0))
     refuse("top_p and top_k need ", words.categorical, ", got top_p ", o.top_p, " and top_k ",
            o.top_k);

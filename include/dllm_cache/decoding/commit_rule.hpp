@@ -18,6 +18,7 @@ struct BlockProgress {
   Index steps = 1;         ///< Steps planned for this block.
   Index first_masked = 0;  ///< Masked rows of the block when it began.
   Index masked = 0;        ///< Rows that may be committed now: masked, before the block's end.
+  Index length = 0;        ///< Rows of the block, masked or not.
 };
 
 /// Decides how many predictions a step commits, surest first: a copyable value with
@@ -40,6 +41,17 @@ struct CountedCommit {
   [[nodiscard]] Index count(std::span<const Prediction>, const BlockProgress& block) const {
     const Index base = block.first_masked / block.steps;
     return base + (block.step < block.first_masked % block.steps ? 1 : 0);
+  }
+};
+
+/// The schedule of ZHZisZZ/dllm, which spreads a block's masked rows over its steps by the masked
+/// share of a linear schedule of times; see linear_commits(). CountedCommit gives way to it where
+/// the prompt holds masks.
+struct LinearCommit {
+  static constexpr std::string_view name = "LinearCommit";
+  static constexpr bool counted = true;
+  [[nodiscard]] Index count(std::span<const Prediction>, const BlockProgress& block) const {
+    return block.masked;  // BlockSchedule plans it
   }
 };
 
@@ -179,9 +191,35 @@ struct FixedCommit {
   }
 };
 
+/// The rows of a block are spread evenly over its steps, the remainder over the first, whether they
+/// are masked or given; a step commits its number, or all rows surer than the threshold where these
+/// are more.
+///
+/// Source: `block_diffusion_generate` of JetAstra/SDAR at c2041a8 (`low_confidence_dynamic`, and
+/// with a threshold of 1 `low_confidence_static`); with one row a step the rule of Fast-dLLM v2.
+/// Differs: never more rows than are masked, where SDAR's top-k overwrites others.
+struct EvenCommit {
+  static constexpr std::string_view name = "EvenCommit";
+  static constexpr bool counted = false;
+  double threshold = 1.0;  ///< In [0, 1]; nothing is surer than 1.
+  static void visit_options(auto& self, auto&& visit) {
+    visit("threshold", self.threshold, from_0_to_1,
+          "parallel decoding: commit every token surer than this, where these are enough");
+  }
+  [[nodiscard]] Index count(std::span<const Prediction> ordered, const BlockProgress& block) const {
+    const Index steps = block.steps;
+    const Index share = block.length / steps + (block.step < block.length % steps ? 1 : 0);
+    const Index surer = std::count_if(ordered.begin(), ordered.end(), [&](const Prediction& one) {
+      return one.confidence > threshold;
+    });
+    return std::max({surer, share, Index{1}});
+  }
+};
+
 /// Any of the rules above.
-using CommitRule = std::variant<CountedCommit, TimestepCommit, BernoulliCommit, ThresholdCommit,
-                                FactorCommit, EntropyBoundCommit, FixedCommit>;
+using CommitRule =
+    std::variant<CountedCommit, TimestepCommit, BernoulliCommit, ThresholdCommit, FactorCommit,
+                 EntropyBoundCommit, FixedCommit, LinearCommit, EvenCommit>;
 
 /// Whether blocks end after a fixed number of steps under this rule.
 [[nodiscard]] inline bool is_counted(const CommitRule& rule) {

@@ -12,6 +12,7 @@
 #include <variant>
 #include <vector>
 
+#include "dllm_cache/decoding/decoder.hpp"
 #include "dllm_cache/decoding/decoding_options.hpp"
 #include "dllm_cache/options.hpp"
 
@@ -26,6 +27,13 @@ using Words = std::pair<std::string_view, T>;
 
 inline constexpr std::array<Words<Confidence>, 2> remasking_words = {
     {{"low_confidence", Confidence::Probability}, {"random", Confidence::Random}}};
+inline constexpr std::array<Words<Confidence>, 3> even_words = {
+    {{"sequential", Confidence::LeftToRight},
+     {"low_confidence_static", Confidence::Probability},
+     {"low_confidence_dynamic", Confidence::Probability}}};
+inline constexpr std::array<Words<bool>, 2> grid_words = {{{"row_0", false}, {"prompt_end", true}}};
+inline constexpr std::array<Words<bool>, 2> stop_words = {{{"block", false}, {"prefix", true}}};
+inline constexpr std::array<Words<bool>, 2> schedule_words = {{{"llada", false}, {"dllm", true}}};
 inline constexpr std::array<Words<Confidence>, 4> algorithm_words = {
     {{"origin", Confidence::Random},
      {"maskgit_plus", Confidence::Probability},
@@ -106,8 +114,26 @@ void for_each_parallel_rule(const Visit& visit) {
                     .word = {},
                     .value = std::move(value)});
   };
-  add_words("remasking", "LLaDA: which tokens are committed first",
-            detail::list_words(detail::remasking_words), "low_confidence");
+  std::string loops = "the model's decoding loop, a set of defaults (default: the model's)";
+  add_words("decoder", loops.c_str(), decoder_list(), std::nullopt);
+  add_words("remasking", "which tokens are committed first: LLaDA's words and SDAR's",
+            detail::list_words(detail::remasking_words) +
+                "; SDAR: " + detail::list_words(detail::even_words),
+            std::nullopt);
+  add_words("schedule", "how a block's tokens are spread over its steps",
+            detail::list_words(detail::schedule_words), std::nullopt);
+  add_words("block_grid", "where blocks of attention are counted from",
+            detail::list_words(detail::grid_words), std::nullopt);
+  add_words("stop_at",
+            "early_stop: at a block's end, or as soon as all before end-of-text is decoded",
+            detail::list_words(detail::stop_words), std::nullopt);
+  keys.push_back(
+      {.key = "small_block_length",
+       .help = "Fast-dLLM v2: tokens a sub-block, decoded one after the other in a block",
+       .kind = OptionKind::Integer,
+       .legal = at_least(1).text(),
+       .word = {},
+       .value = std::nullopt});
   add_words("alg", "Dream's algorithm (entropy where a Dream model is told nothing)",
             detail::list_words(detail::algorithm_words), std::nullopt);
   const auto add_tokens = [&](const char* key, const char* help) {
@@ -131,47 +157,113 @@ void for_each_parallel_rule(const Visit& visit) {
   return keys;
 }
 
-/// The options that texts stand for; `dream` says whether the model is decoded like Dream where
-/// `alg` is not given. Throws std::invalid_argument naming the key: unknown, outside its range, or
-/// beside another one that it does not go with.
-[[nodiscard]] inline DecodingOptions decoding_options(const OptionValues& values, bool dream) {
-  DecodingOptions options;
-  const std::string* const remasking = detail::find_value(values, "remasking");
-  const std::string* const alg = detail::find_value(values, "alg");
-  const std::string* const eps = detail::find_value(values, "eps");
-  const std::string algorithm = alg != nullptr ? *alg : "entropy";
-  if (remasking != nullptr)
-    options.confidence = detail::word_value("remasking", *remasking, detail::remasking_words);
-  if (remasking != nullptr && (alg != nullptr || dream))
-    base::refuse_argument("remasking belongs to LLaDA, it does not go with alg \"", algorithm,
-                          "\", got \"", *remasking, "\"");
-  if (alg != nullptr || dream) {
-    options.sampling = Sampling::Categorical;
-    options.confidence = detail::word_value("alg", algorithm, detail::algorithm_words);
-    TimestepCommit schedule;
-    if (eps != nullptr) set_option(schedule, "eps", *eps, "decoding");
-    options.commit = schedule;
-    if (options.confidence == Confidence::Random)
-      options.commit = BernoulliCommit{schedule.epsilon};
-  } else if (eps != nullptr) {
-    base::refuse_argument("eps belongs to alg, which is not given, got ", *eps);
+namespace detail {
+
+/// Order and schedule of a loop over even blocks (SDAR, Fast-dLLM v2), or of another one.
+inline void read_order(const OptionValues& values, const Decoder& decoder,
+                       DecodingOptions& options) {
+  const std::string* const remasking = find_value(values, "remasking");
+  const std::string* const schedule = find_value(values, "schedule");
+  if (decoder.categorical) options.sampling = Sampling::Categorical;
+  if (decoder.even) {
+    options.confidence = word_value("remasking", *remasking, even_words);
+    EvenCommit rule;
+    const std::string* const threshold = find_value(values, "threshold");
+    if (threshold != nullptr && *remasking != "low_confidence_dynamic")
+      base::refuse_argument(
+          "threshold belongs to remasking low_confidence_dynamic, it does not go "
+          "with \"",
+          *remasking, "\", got ", *threshold);
+    if (threshold != nullptr) set_option(rule, "threshold", *threshold, "decoding");
+    options.commit = rule;
+    for (const auto* key : {"schedule", "steps"})
+      if (const std::string* const value = find_value(values, key))
+        base::refuse_argument(key, " does not go with decoder \"", decoder.name,
+                              "\": its blocks have steps_per_block, got ", *value);
+    return;
   }
+  if (decoder.dream) {
+    const std::string& algorithm = values.find("alg")->second;
+    options.confidence = word_value("alg", algorithm, algorithm_words);
+    if (remasking != nullptr)
+      base::refuse_argument("remasking belongs to LLaDA, it does not go with alg \"", algorithm,
+                            "\", got \"", *remasking, "\"");
+    TimestepCommit times;
+    if (const std::string* const eps = find_value(values, "eps"))
+      set_option(times, "eps", *eps, "decoding");
+    options.commit = times;
+    if (options.confidence == Confidence::Random) options.commit = BernoulliCommit{times.epsilon};
+  } else {
+    options.confidence = word_value("remasking", *remasking, remasking_words);
+  }
+  if (schedule == nullptr) return;
+  if (decoder.dream)
+    base::refuse_argument("schedule does not go with decoder \"dream\", got \"", *schedule, "\"");
+  if (word_value("schedule", *schedule, schedule_words)) options.commit = LinearCommit{};
+}
+
+/// A rule of parallel decoding in place of the loop's schedule; EvenCommit has its own threshold.
+inline void read_rule(const OptionValues& values, const Decoder& decoder,
+                      DecodingOptions& options) {
   std::string rules;
-  int rules_given = 0;
-  detail::for_each_parallel_rule([&](auto rule) {
+  int given = 0;
+  for_each_parallel_rule([&](auto rule) {
     const std::string key = describe_options(rule).front().key;
     rules += (rules.empty() ? "" : ", ") + key;
-    const std::string* const value = detail::find_value(values, key);
+    const std::string* const value = find_value(values, key);
     if (value == nullptr) return;
+    ++given;
+    if (decoder.even && key == "threshold") return;
     set_option(rule, key, *value, "decoding");
     options.commit = rule;
-    ++rules_given;
   });
-  if (rules_given > 1)
-    base::refuse_argument("at most one of ", rules, " may be given, got ", rules_given);
-  if (rules_given > 0 && eps != nullptr)
+  if (given > 1) base::refuse_argument("at most one of ", rules, " may be given, got ", given);
+  const std::string* const eps = find_value(values, "eps");
+  if (given > 0 && eps != nullptr)
     base::refuse_argument("eps belongs to a schedule of steps, it does not go with any of ", rules,
                           ", got ", *eps);
+  if (eps != nullptr && !decoder.dream)
+    base::refuse_argument("eps belongs to alg, which is not given, got ", *eps);
+}
+
+/// Blocks and ends that are words in texts.
+inline void read_blocks(const OptionValues& values, const Decoder& decoder,
+                        DecodingOptions& options) {
+  options.commit_next = decoder.commits_next;
+  if (const std::string* const grid = find_value(values, "block_grid")) {
+    options.prompt_end_grid = word_value("block_grid", *grid, grid_words);
+    if (options.attention_block == 0)
+      base::refuse_argument("block_grid needs an attention_block of at least 1, got \"", *grid,
+                            "\"");
+  }
+  if (const std::string* const stop = find_value(values, "stop_at"))
+    options.stop_within_block = word_value("stop_at", *stop, stop_words);
+  const std::string* const small = find_value(values, "small_block_length");
+  if (small == nullptr) return;
+  const auto length = parse_option<Index>(*small, {});
+  if (!length || *length < 1)
+    base::refuse_argument("small_block_length must be at least 1, got ", *small);
+  if (options.attention_block == 0 || options.attention_block % *length != 0)
+    base::refuse_argument("small_block_length must divide attention_block = ",
+                          options.attention_block, ", got ", *length);
+  options.block_length = *length;
+}
+
+}  // namespace detail
+
+/// The options that texts stand for, with the defaults of their loop; `model` says how the model is
+/// decoded where they name none. Throws std::invalid_argument naming the key: unknown, outside its
+/// range, or beside another one that it does not go with.
+[[nodiscard]] inline DecodingOptions decoding_options(const OptionValues& given,
+                                                      const ModelDecoding& model) {
+  const OptionValues values = with_defaults(given, model, parallel_rule_keys());
+  const Decoder& decoder = find_decoder(values, model);
+  if (values.contains("alg") && !decoder.dream)
+    base::refuse_argument("alg belongs to decoder \"dream\", it does not go with decoder \"",
+                          decoder.name, "\", got \"", values.at("alg"), "\"");
+  DecodingOptions options;
+  detail::read_order(values, decoder, options);
+  detail::read_rule(values, decoder, options);
   if (const std::string* const ids = detail::find_value(values, "suppress_tokens"))
     options.suppress_tokens = detail::parse_tokens("suppress_tokens", *ids);
   if (const std::string* const ids = detail::find_value(values, "commit_last"))
@@ -183,6 +275,7 @@ void for_each_parallel_rule(const Visit& visit) {
     if (!known) base::refuse_argument("decoding has no option ", key);
     set_option(options, key, text, "decoding");
   }
+  detail::read_blocks(values, decoder, options);
   return options;
 }
 

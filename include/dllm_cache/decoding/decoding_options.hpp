@@ -9,15 +9,33 @@
 
 namespace dllm_cache::inline v0_1 {
 
+namespace detail {
+/// Rows that a prompt or a response may have.
+inline constexpr Index most_rows = Index{1} << 31;
+}  // namespace detail
+
 /// How one sequence is decoded.
 struct DecodingOptions {
-  Index response = 128;      ///< Response rows (`gen_length`), at least 1; 0 where the prompt
-                             ///< holds masks to fill.
-  Index block_length = 0;    ///< Divides `response`, unless the prompt holds masks; 0: all is one
-                             ///< block.
-  Index steps = 0;           ///< Steps in all, a multiple of the number of blocks; 0: one a row.
-                             ///< Read by counted commit rules only.
-  double temperature = 0.0;  ///< At least 0; 0: the likeliest token.
+  Index response = 128;    ///< Response rows (`gen_length`), at least 1; 0 where the prompt
+                           ///< holds masks to fill.
+  Index block_length = 0;  ///< Rows decoded together. Divides `attention_block`, or where that is
+                           ///< 0 and the schedule LLaDA's or Dream's, `response`; 0: a block of
+                           ///< attention, or all.
+  Index steps = 0;         ///< Steps in all, a multiple of the number of blocks; 0: one a row.
+                           ///< Read by counted commit rules only.
+  Index steps_per_block = 0;     ///< Steps of every block, in place of its share of `steps`; 0: not
+                                 ///< said. EvenCommit's default is one a row.
+  Index attention_block = 0;     ///< Rows a block of block-causal attention, at most 65536; 0:
+                                 ///< bidirectional.
+  bool prompt_end_grid = false;  ///< Blocks of attention are counted from the prompt's end, not
+                                 ///< from row 0.
+  bool fuse_blocks = true;   ///< A finished block is stored in the first forward of the next one,
+                             ///< not in a forward of its own; the answers are the same.
+  bool commit_next = false;  ///< The forward that stores a finished block also commits the token
+                             ///< behind it, whatever its confidence (Fast-dLLM v2); it is not fused
+                             ///< then. Wants a model whose rows predict the next one's token.
+  bool causal_commit = false;  ///< Finished rows see no row behind them; see SequenceShape.
+  double temperature = 0.0;    ///< At least 0; 0: the likeliest token.
   Sampling sampling = Sampling::GumbelNoise;  ///< How temperature works; see SamplingRule.
   double top_p = 1.0;                         ///< In (0, 1]; see SamplingRule.
   Index top_k = 0;                            ///< At least 0; see SamplingRule.
@@ -27,7 +45,9 @@ struct DecodingOptions {
                                    ///< for counted rules; Dream's `alg_temp`.
   double guidance_scale = 0.0;     ///< `cfg_scale`, at least 0; 0: no guidance.
   Index guidance_interval = 1;  ///< Steps between refreshes of the guidance residual, at least 1.
-  bool early_stop = false;      ///< A finished block with an end token ends the sequence.
+  bool early_stop = false;      ///< A finished block with an end token ends the sequence,
+  bool stop_within_block = false;  ///< and so does an end token before which nothing is masked.
+  bool trim_after_end = false;     ///< All behind the first end token of the response becomes one.
   /// Tokens that are never predicted; their probabilities count as 0. As `suppress_tokens` of
   /// ZHZisZZ/dllm.
   std::vector<std::int32_t> suppress_tokens = {};
@@ -51,6 +71,15 @@ struct DecodingOptions {
           "tokens a block, decoded block after block (default gen_length)");
     visit("steps", self.steps, OptionRange<Index>{.least = 1, .unset = 0},
           "denoising steps in all, for counted schedules (default gen_length)");
+    visit("steps_per_block", self.steps_per_block, OptionRange<Index>{.least = 1, .unset = 0},
+          "denoising steps of every block (SDAR: default one a token)");
+    visit("attention_block", self.attention_block, between(0, Index{1} << 16),
+          "rows a block of block-causal attention, 0: bidirectional (default: the model's)");
+    visit("prompt_end_grid", self.prompt_end_grid, yes_or_no, "", "");
+    visit("fuse_blocks", self.fuse_blocks, yes_or_no,
+          "store a finished block in the first forward of the next, not in one of its own");
+    visit("commit_next", self.commit_next, yes_or_no, "", "");
+    visit("causal_commit", self.causal_commit, yes_or_no, "", "");
     visit("temperature", self.temperature, finite_not_negative,
           "randomness of tokens: Gumbel noise for LLaDA, categorical for Dream");
     visit("top_p", self.top_p, OptionRange<double>{.least = 0.0, .most = 1.0, .above_least = true},
@@ -63,6 +92,9 @@ struct DecodingOptions {
     visit("guidance_interval", self.guidance_interval, at_least(1),
           "steps between refreshes of the guidance residual");
     visit("early_stop", self.early_stop, yes_or_no, "end when a finished block holds end-of-text");
+    visit("stop_within_block", self.stop_within_block, yes_or_no, "", "");
+    visit("trim_after_end", self.trim_after_end, yes_or_no,
+          "make all behind the first end-of-text token one", "trim_after_eos");
     visit("suppress_end", self.suppress_end, yes_or_no,
           "never predict end-of-text: none of the model's end tokens", "logits_eos_inf");
     visit("end_last", self.end_last, yes_or_no,

@@ -15,6 +15,7 @@
 #include "dllm_cache/decoding/denoising_model.hpp"
 #include "dllm_cache/decoding/detail/batch_step.hpp"
 #include "dllm_cache/decoding/detail/loop_sequence.hpp"
+#include "dllm_cache/decoding/detail/sequence_maker.hpp"
 #include "dllm_cache/decoding/step_report.hpp"
 #include "dllm_cache/workspace.hpp"
 
@@ -47,7 +48,7 @@ class DenoisingLoop {
   /// outlive the loop.
   explicit DenoisingLoop(Model& model, std::pmr::memory_resource* resource = large_pages(),
                          Selector selector = {})
-      : m_model(&model), m_resource(resource), m_selector(std::move(selector)), m_step(model) {}
+      : m_make(model, resource, std::move(selector)), m_step(model) {}
 
   Observer observer;  ///< Set it before the step that it is to see.
 
@@ -56,9 +57,28 @@ class DenoisingLoop {
   /// [0, vocabulary), or [0, embeddings) where the model has more; see HasMoreEmbeddings.
   Index add(std::span<const std::int32_t> prompt, const DecodingOptions& options,
             const AnyPolicy& policy) {
-    check_tokens(prompt, options);
-    m_slots.push_back(make_slot(SequenceState(prompt, options, m_model->special_tokens()), policy));
+    m_slots.push_back(m_make.sequence(sequences(), m_make.state(prompt, options), policy));
     return sequences() - 1;
+  }
+
+  /// Computes now what lies before the first block of a sequence, and commits nothing: what
+  /// sequences that are forked from it then share. With block-causal attention these features are
+  /// final and answers do not change; where attention is bidirectional this is a step that the
+  /// policy counts. Nothing happens where nothing is to be computed. Throws like step(),
+  /// std::logic_error while a step is in progress and for a sequence that takes no further steps,
+  /// and like sequence().
+  void prefill(Index id) {
+    const Stepping stepping = begin_call("prefill");
+    Slot& held = slot(id);
+    if (m_step.ran() || !held.runs())
+      base::refuse_call(
+          "DenoisingLoop: prefill() of sequence ", id,
+          held.runs() ? ", in the middle of a step" : ", which takes no further steps");
+    if (!held.begin_prefill()) return;
+    m_step.forward(std::span<const std::unique_ptr<Slot>>(&m_slots[place_of(id)], 1), observer);
+    m_step.sample(observer);
+    const auto ignore = [](const StepReport&) {};
+    m_step.commit(ignore);
   }
 
   /// Adds a copy of a sequence as it stands between two steps, with features of its own, and
@@ -66,11 +86,45 @@ class DenoisingLoop {
   /// on: another number, another continuation. Throws std::logic_error when its features were
   /// released or it is part of a step that threw, and like sequence().
   Index clone(Index id, std::uint64_t random_sequence) {
-    const Slot& original = resting(id, "clone");
-    auto copy = std::make_unique<Slot>(original.clone(sequences()));
-    copy->state.set_random_sequence(random_sequence);
-    m_slots.push_back(std::move(copy));
-    return sequences() - 1;
+    return add_copy(std::make_unique<Slot>(resting(id, "clone").clone(sequences())),
+                    random_sequence);
+  }
+  /// The same, with features that both share until one of them writes: see FeatureCache::fork. Many
+  /// answers to one prompt: prefill() it and fork it.
+  Index fork(Index id, std::uint64_t random_sequence) {
+    static_cast<void>(resting(id, "fork"));
+    return add_copy(std::make_unique<Slot>(slot(id).fork(sequences())), random_sequence);
+  }
+
+  /// Gives a sequence `rows >= 1` more response rows, also one that is finished, unless an end
+  /// token ended it. With block-causal attention nothing is computed again; where it is
+  /// bidirectional the next step is a plain forward. Throws std::logic_error after an end token,
+  /// with guidance, and like clone(), std::invalid_argument for rows that the options do not allow,
+  /// and std::bad_alloc; then nothing has changed.
+  void extend(Index id, Index rows) {
+    static_cast<void>(resting(id, "extend"));
+    Slot& held = slot(id);
+    if (held.guided)
+      base::refuse_call("DenoisingLoop: extend() of sequence ", id, ", which has guidance");
+    SequenceState state = held.state;
+    state.extend(rows);
+    held.go_on(std::move(state), m_make.shape_of(state));
+  }
+
+  /// Begins the next turn of a sequence that takes no further steps: its prompt and its answer, up
+  /// to and with the first end token, are followed by `tokens`, and by a new response as the
+  /// options say. With block-causal attention finished blocks are not computed again; where it is
+  /// bidirectional, or blocks lie elsewhere now (`prompt_end_grid`), the next step is a plain
+  /// forward. Throws like restart(); then nothing has changed.
+  void append(Index id, std::span<const std::int32_t> tokens, const DecodingOptions& options) {
+    Slot& done = ended(id, "append");
+    const auto kept = done.state.tokens().first(static_cast<std::size_t>(done.state.answer_end()));
+    std::vector<std::int32_t> prompt(kept.begin(), kept.end());
+    prompt.insert(prompt.end(), tokens.begin(), tokens.end());
+    SequenceState state = m_make.state(prompt, options);
+    auto guided = m_make.guided(state, done.cache->planner().policy());
+    done.go_on(std::move(state), m_make.shape_of(state), static_cast<Index>(kept.size()));
+    done.guided = std::move(guided);
   }
 
   /// Writes a sequence as it stands between two steps, features included, into a snapshot. Throws
@@ -89,11 +143,7 @@ class DenoisingLoop {
   /// Throws std::runtime_error where they are not and for a damaged snapshot, and like add(); then
   /// nothing was added.
   Index restore(SnapshotReader& in, const AnyPolicy& policy) {
-    SequenceState state = SequenceState::restored(in, m_model->special_tokens());
-    for (const std::int32_t token : state.tokens())
-      if (token < 0 || token >= detail::count_embeddings(*m_model))
-        in.refuse("tokens must be in [0, ", detail::count_embeddings(*m_model), "), got ", token);
-    auto slot = make_slot(std::move(state), policy);
+    auto slot = m_make.sequence(sequences(), m_make.state(in), policy);
     slot->restore(in);
     m_slots.push_back(std::move(slot));
     return sequences() - 1;
@@ -106,20 +156,12 @@ class DenoisingLoop {
   /// does, when the features were released and while a report of the sequence is still to come (in
   /// the callback of step()), and like add(); then nothing has changed.
   void restart(Index id, std::span<const std::int32_t> prompt, const DecodingOptions& options) {
-    Slot& done = slot(id);
-    refuse_busy(done, "restart");
-    if (m_step.will_tell_of(id))
-      base::refuse_call("DenoisingLoop: restart() of sequence ", id,
-                        ", whose report is still to come");
-    check_tokens(prompt, options);
-    if (!done.cache) base::refuse_call("DenoisingLoop: restart() of sequence ", id, ", released");
-    const AnyPolicy policy = done.cache->planner().policy();
-    SequenceState state(prompt, options, m_model->special_tokens());
-    const SequenceShape shape = shape_of(state);
-    std::optional<detail::UnconditionalRun<Cache>> guided;
-    if (options.guidance_scale > 0.0) guided.emplace(make_guided(state, policy));
+    Slot& done = ended(id, "restart");
+    SequenceState state = m_make.state(prompt, options);
+    const SequenceShape shape = m_make.shape_of(state);
+    auto guided = m_make.guided(state, done.cache->planner().policy());
     detail::ChangeLog changes(state.tokens().size());
-    Selector selector = m_selector;
+    Selector selector = m_make.selector();
     done.cache->reset(shape);
     done.cache->selector() = std::move(selector);
     done.begin(std::move(state), std::move(changes), std::move(guided));
@@ -131,8 +173,7 @@ class DenoisingLoop {
   /// `on_step` throw.
   template <TakesReports OnStep>
   bool step(OnStep&& on_step) {
-    if (m_stepping) base::refuse_call("DenoisingLoop: step() while a step runs");
-    const Stepping stepping(m_stepping);
+    const Stepping stepping = begin_call("step");
     if (!m_step.ran()) m_step.forward(m_slots, observer);
     if (!m_step.ran()) return false;
     m_step.sample(observer);
@@ -215,46 +256,15 @@ class DenoisingLoop {
 
   using Slot = detail::LoopSequence<Cache>;
 
-  [[nodiscard]] SequenceShape shape_of(const SequenceState& state) const {
-    // To the cache a prompt ends where the first gap begins: what follows changes.
-    const auto rows = static_cast<Index>(state.tokens().size());
-    const Index shift = m_model->prediction_shift();
-    const Index prompt =
-        state.has_gaps() ? std::max(state.first_to_fill(), shift) : state.prompt_rows();
-    return {.prompt = prompt, .response = rows - prompt, .prediction_shift = shift};
+  [[nodiscard]] Stepping begin_call(const char* call) {
+    if (m_stepping) base::refuse_call("DenoisingLoop: ", call, "() while a step runs");
+    return Stepping(m_stepping);
   }
 
-  void check_tokens(std::span<const std::int32_t> prompt, const DecodingOptions& options) const {
-    const auto check = [](std::span<const std::int32_t> tokens, const char* what, Index most) {
-      for (const std::int32_t token : tokens)
-        if (token < 0 || token >= most)
-          base::refuse_argument("DenoisingLoop: ", what, " must hold tokens in [0, ", most,
-                                "), got ", token);
-    };
-    check(prompt, "prompt", detail::count_embeddings(*m_model));
-    check(options.suppress_tokens, "suppress_tokens", m_model->vocabulary());
-    check(options.commit_last, "commit_last", m_model->vocabulary());
-  }
-
-  Cache make_cache(const SequenceState& state, const AnyPolicy& policy) {
-    return Cache(m_model->shape(), shape_of(state), policy, m_resource, m_selector);
-  }
-
-  detail::UnconditionalRun<Cache> make_guided(const SequenceState& state, const AnyPolicy& policy) {
-    const DecodingOptions& options = state.options();
-    return {make_cache(state, policy),
-            Guidance(options.guidance_scale, options.guidance_interval,
-                     static_cast<Index>(state.tokens().size()) - state.first_to_fill(),
-                     m_model->vocabulary()),
-            state.tokens().size()};
-  }
-
-  std::unique_ptr<Slot> make_slot(SequenceState state, const AnyPolicy& policy) {
-    Cache cache = make_cache(state, policy);
-    auto made = std::make_unique<Slot>(sequences(), std::move(state), std::move(cache));
-    if (made->state.options().guidance_scale > 0.0)
-      made->guided.emplace(make_guided(made->state, policy));
-    return made;
+  Index add_copy(std::unique_ptr<Slot> copy, std::uint64_t random_sequence) {
+    copy->state.set_random_sequence(random_sequence);
+    m_slots.push_back(std::move(copy));
+    return sequences() - 1;
   }
 
   // Part of a forward whose predictions are not committed yet.
@@ -267,6 +277,18 @@ class DenoisingLoop {
   void refuse_busy(const Slot& done, const char* call) const {
     if (done.runs() || in_step(done.id))
       base::refuse_call("DenoisingLoop: ", call, "() of sequence ", done.id, ", which still runs");
+  }
+
+  // A sequence that takes no further steps and has its features, to begin anew.
+  Slot& ended(Index id, const char* call) {
+    Slot& done = slot(id);
+    refuse_busy(done, call);
+    if (m_step.will_tell_of(id))
+      base::refuse_call("DenoisingLoop: ", call, "() of sequence ", id,
+                        ", whose report is still to come");
+    if (!done.cache)
+      base::refuse_call("DenoisingLoop: ", call, "() of sequence ", id, ", released");
+    return done;
   }
 
   // A sequence between two steps, with its features.
@@ -288,9 +310,7 @@ class DenoisingLoop {
   [[nodiscard]] const Slot& slot(Index id) const { return *m_slots[place_of(id)]; }
   [[nodiscard]] Slot& slot(Index id) { return *m_slots[place_of(id)]; }
 
-  Model* m_model;
-  std::pmr::memory_resource* m_resource;
-  Selector m_selector;
+  detail::SequenceMaker<Model, Cache> m_make;
   std::vector<std::unique_ptr<Slot>> m_slots;
   Step m_step;
   bool m_stepping = false;

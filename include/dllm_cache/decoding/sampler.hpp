@@ -25,7 +25,9 @@ enum class Confidence {
   Probability,      ///< Of the predicted token: LLaDA's `low_confidence`, Dream's `maskgit_plus`.
   Margin,           ///< Between the two likeliest tokens: Dream's `topk_margin`.
   NegativeEntropy,  ///< sum p log(p + 1e-10): Dream's `entropy`.
-  Random            ///< A random number in (0, 1): LLaDA's `random`, Dream's `origin`.
+  Random,           ///< A random number in (0, 1): LLaDA's `random`, Dream's `origin`.
+  LeftToRight       ///< Rows come in their order, their probability is for show: SDAR's
+                    ///< `sequential`.
 };
 
 /// How temperature makes a token random.
@@ -95,6 +97,7 @@ class Sampler {
     }
     switch (rule.confidence) {
       case Confidence::Probability:
+      case Confidence::LeftToRight:
         prediction.confidence = m_weights[prediction.token] / sum;
         break;
       case Confidence::Margin:

@@ -2,9 +2,8 @@
 #pragma once
 
 #include <algorithm>
-#include <cmath>
 #include <cstdint>
-#include <limits>
+#include <optional>
 #include <span>
 #include <utility>
 #include <vector>
@@ -12,7 +11,10 @@
 #include "dllm_cache/decoding/block_schedule.hpp"
 #include "dllm_cache/decoding/check_decoding.hpp"
 #include "dllm_cache/decoding/decoding_options.hpp"
+#include "dllm_cache/decoding/detail/extend_options.hpp"
 #include "dllm_cache/decoding/detail/options_snapshot.hpp"
+#include "dllm_cache/decoding/detail/order_predictions.hpp"
+#include "dllm_cache/decoding/detail/token_rows.hpp"
 #include "dllm_cache/decoding/special_tokens.hpp"
 #include "dllm_cache/plan.hpp"
 
@@ -23,73 +25,80 @@ namespace dllm_cache::inline v0_1 {
 ///
 /// A prompt that holds the mask has gaps, which are filled too: the blocks are then a grid over the
 /// whole sequence, those without a mask take no step, and only rows of the block are committed.
-/// Sources: LLaDA's `generate` as in utils/generate_function.py of maomaocun/dLLM-cache at 17235bf;
-/// for gaps `infill` in dllm/core/samplers/mdlm.py of ZHZisZZ/dllm at 13ba372. Differs: steps in
-/// which nothing is left to commit are not taken. Not synchronised.
+/// With block-causal attention the blocks are those of SequenceLayout, whose surplus rows are
+/// decoded like others and belong to no answer. A finished block that is followed by another may be
+/// stored in a step of its own, see storing(). Sources: LLaDA's `generate` as in
+/// utils/generate_function.py of maomaocun/dLLM-cache at 17235bf; for gaps `infill` in
+/// dllm/core/samplers/mdlm.py of ZHZisZZ/dllm at 13ba372. Differs: steps in which nothing is left
+/// to commit are not taken. Not synchronised.
 class SequenceState {
  public:
   /// Takes the prompt's tokens; throws std::invalid_argument naming field, legal range and value.
   SequenceState(std::span<const std::int32_t> prompt, const DecodingOptions& options,
                 const SpecialTokens& special)
-      : m_options(options), m_special(special), m_prompt(static_cast<Index>(prompt.size())) {
+      : m_options(options), m_special(special) {
     if (m_special.mask < 0)
       base::refuse_argument("SpecialTokens: mask must be a token, got ", m_special.mask);
     check_options(options, "DecodingOptions");
-    m_has_gaps = std::find(prompt.begin(), prompt.end(), special.mask) != prompt.end();
+    const bool has_gaps = std::find(prompt.begin(), prompt.end(), special.mask) != prompt.end();
+    const auto prompt_size = static_cast<Index>(prompt.size());
     check_decoding(options,
-                   {.prompt_has_masks = m_has_gaps, .has_end_tokens = !special.end_of_text.empty()},
+                   {.prompt_has_masks = has_gaps,
+                    .has_end_tokens = !special.end_of_text.empty(),
+                    .prompt_rows = prompt_size},
                    field_words);
-    m_tokens.assign(prompt.begin(), prompt.end());
-    m_tokens.resize(prompt.size() + static_cast<std::size_t>(options.response), special.mask);
-    m_masked.assign(m_tokens.size(), 0);
-    std::fill(m_masked.begin() + m_prompt, m_masked.end(), std::uint8_t{1});
-    for (std::size_t row = 0; row < prompt.size(); ++row)
-      if (prompt[row] == special.mask) m_masked[row] = 1;
-    m_given = m_masked;
-    for (std::uint8_t& flag : m_given) flag ^= 1;
-    m_first = std::find(m_given.begin(), m_given.end(), std::uint8_t{0}) - m_given.begin();
-    m_suppressed = with_ends(options.suppress_tokens, options.suppress_end);
-    m_last = with_ends(options.commit_last, options.end_last);
-    const Index rows = row_count();
-    const Index begin = m_has_gaps ? 0 : m_prompt;
-    const Index length = options.block_length == 0 ? rows - begin : options.block_length;
-    m_blocks = BlockSchedule(options, {begin, rows, length}, m_has_gaps);
-    begin_block((first_to_fill() - begin) / length);
+    const SequenceLayout layout(prompt_size, has_gaps, options);
+    m_rows = detail::TokenRows(prompt, layout.rows, special.mask);
+    m_suppressed = options.suppress_tokens;
+    m_last = options.commit_last;
+    const std::span<const std::int32_t> ends = special.end_of_text.all();
+    if (options.suppress_end) m_suppressed.insert(m_suppressed.end(), ends.begin(), ends.end());
+    if (options.end_last) m_last.insert(m_last.end(), ends.begin(), ends.end());
+    m_blocks = BlockSchedule(options, layout.grid, has_gaps);
+    move_to(0, std::nullopt);
   }
 
-  /// Tokens of the prompt and the response; rows not decoded yet hold the mask.
-  [[nodiscard]] std::span<const std::int32_t> tokens() const { return m_tokens; }
+  /// Tokens of the prompt and the response, and of the surplus rows behind them, if any; rows not
+  /// decoded yet hold the mask.
+  [[nodiscard]] std::span<const std::int32_t> tokens() const { return m_rows.tokens(); }
   /// Tokens of the response.
   [[nodiscard]] std::span<const std::int32_t> response() const {
-    return tokens().subspan(static_cast<std::size_t>(m_prompt));
+    return tokens().subspan(static_cast<std::size_t>(prompt_rows()),
+                            static_cast<std::size_t>(m_options.response));
   }
   /// One flag a row: 1 where the token is still to be found.
-  [[nodiscard]] std::span<const std::uint8_t> masked() const { return m_masked; }
+  [[nodiscard]] std::span<const std::uint8_t> masked() const { return m_rows.masked(); }
   /// One flag a row: 1 where the token was given with the prompt and never changes.
-  [[nodiscard]] std::span<const std::uint8_t> given() const { return m_given; }
+  [[nodiscard]] std::span<const std::uint8_t> given() const { return m_rows.given(); }
   /// Whether the prompt held masks.
-  [[nodiscard]] bool has_gaps() const { return m_has_gaps; }
+  [[nodiscard]] bool has_gaps() const { return m_rows.has_gaps(); }
   /// The first row whose token is or was to be found.
-  [[nodiscard]] Index first_to_fill() const { return m_first; }
+  [[nodiscard]] Index first_to_fill() const { return m_rows.first_to_fill(); }
   /// Rows whose token is still the mask, after the end too.
-  [[nodiscard]] Index masks_left() const { return std::count(m_masked.begin(), m_masked.end(), 1); }
-  [[nodiscard]] Index prompt_rows() const { return m_prompt; }
+  [[nodiscard]] Index masks_left() const { return m_rows.masked_in({0, row_count()}); }
+  [[nodiscard]] Index prompt_rows() const { return m_rows.prompt(); }
   [[nodiscard]] const SpecialTokens& special_tokens() const { return m_special; }
   [[nodiscard]] const DecodingOptions& options() const { return m_options; }
   /// Denoising steps done.
   [[nodiscard]] Index step() const { return m_step; }
-  /// Rows of the active block.
-  [[nodiscard]] Range block() const { return m_blocks.block(); }
+  /// Where its rows and blocks lie.
+  [[nodiscard]] SequenceLayout layout() const { return {prompt_rows(), has_gaps(), m_options}; }
+  /// Whether the next forward is no denoising step: it stores what ends with block(), and commits
+  /// nothing, or with `commit_next` the token behind it.
+  [[nodiscard]] bool storing() const { return m_stored.has_value(); }
+  /// Rows of the active block, or of what is stored.
+  [[nodiscard]] Range block() const { return m_stored ? *m_stored : m_blocks.block(); }
   [[nodiscard]] const BlockProgress& block_progress() const { return m_blocks.progress(); }
   /// Steps done in the active block.
   [[nodiscard]] Index block_steps() const { return m_blocks.taken(); }
   [[nodiscard]] bool finished() const { return m_finished; }
 
   /// Whether a row may be committed in this step: masked, and before the end of the active block
-  /// (rows that an earlier block left masked stay candidates unless there are gaps, as in the
-  /// references).
+  /// (rows that an earlier block left masked stay candidates unless there are gaps or finished
+  /// blocks are final, as in the references).
   [[nodiscard]] bool is_candidate(Index row) const {
-    return candidate_rows().contains(row) && m_masked[static_cast<std::size_t>(row)] != 0;
+    if (m_stored) return m_options.commit_next && !m_prefills && row == m_stored->end;
+    return candidate_rows().contains(row) && m_rows.is_masked(row);
   }
 
   /// How rows are predicted in this step; valid as long as the state is.
@@ -99,44 +108,39 @@ class SequenceState {
             .temperature = m_options.temperature,
             .top_p = m_options.top_p,
             .top_k = m_options.top_k,
-            .excluded_token = m_excludes_mask ? m_special.mask : no_token,
+            .excluded_token = m_excludes_mask || m_stored ? m_special.mask : no_token,
             .suppressed = m_suppressed,
             .last = m_last};
   }
   /// Names a row's random numbers in this step.
   [[nodiscard]] RandomKey random_key(Index row) const {
     // Steps are numbered as they were planned: those that are not taken change no other's numbers.
-    const Index step = is_counted(m_options.commit) && !m_has_gaps
+    const Index step = is_counted(m_options.commit) && !has_gaps()
                            ? m_blocks.number() * block_progress().steps + block_progress().step
                            : m_step;
     return {m_options.seed, m_options.sequence, static_cast<std::uint64_t>(step),
-            static_cast<std::uint64_t>(m_has_gaps ? row : row - m_prompt)};
+            static_cast<std::uint64_t>(has_gaps() ? row : row - prompt_rows())};
   }
 
   /// Draws other random numbers from here on: those of sequence `number` with the same seed.
   void set_random_sequence(std::uint64_t number) { m_options.sequence = number; }
 
-  /// Writes everything as one section of a snapshot. Throws
-  /// what the sink throws.
+  /// Writes everything as one section of a snapshot. Throws what the sink throws.
   void save(SnapshotWriter& out) const {
     out.begin("sequence");
     detail::write_options(out, m_options);
-    out.number("mask", m_special.mask);
-    const std::span<const std::int32_t> ends = m_special.end_of_text.all();
-    out.number("end_of_text", static_cast<std::uint64_t>(ends.size()));
-    for (const std::int32_t token : ends) out.number("end_of_text", token);
-    out.number("prompt", m_prompt);
-    out.array("tokens", tokens());
-    out.array("masked", masked());
-    out.array("given", given());
-    out.number("block", m_blocks.number());
+    detail::write_special(out, m_special);
+    out.number("prompt", prompt_rows());
+    m_rows.save(out);
     out.number("step", m_step);
-    out.number("block step", block_progress().step);
-    out.number("block steps taken", m_blocks.taken());
-    out.number("first_masked", block_progress().first_masked);
-    out.number("planned", m_blocks.planned());
-    out.number("excludes_mask", m_excludes_mask);
     out.number("finished", m_finished);
+    m_blocks.save(out);
+    out.number("storing", storing());
+    out.number("stored begin", block().begin);
+    out.number("stored end", block().end);
+    out.number("prefills", m_prefills);
+    out.number("ended", m_ended);
+    out.number("excludes_mask", m_excludes_mask);
     out.finish();
   }
 
@@ -146,25 +150,23 @@ class SequenceState {
   [[nodiscard]] static SequenceState restored(SnapshotReader& in, const SpecialTokens& special) {
     in.begin("sequence");
     const DecodingOptions options = detail::read_options(in);
-    in.expect("mask", special.mask);
-    const std::span<const std::int32_t> ends = special.end_of_text.all();
-    in.expect("end_of_text", static_cast<std::uint64_t>(ends.size()));
-    for (const std::int32_t token : ends) in.expect("end_of_text", token);
-    const auto prompt = in.number<Index>("prompt", 0, most_rows);
-    if (options.response < 0 || options.response > most_rows)
-      in.refuse("response must be in [0, ", most_rows, "], got ", options.response);
-    const auto rows = static_cast<std::size_t>(prompt + options.response);
-    std::vector<std::int32_t> tokens = in.elements<std::int32_t>(rows);
-    std::vector<std::uint8_t> masked = in.elements<std::uint8_t>(rows);
-    const std::vector<std::uint8_t> given = in.elements<std::uint8_t>(rows);
-    std::vector<std::int32_t> asked(tokens.begin(), tokens.begin() + prompt);
-    for (std::size_t row = 0; row < asked.size(); ++row)
-      if (given[row] == 0) asked[row] = special.mask;
-    SequenceState state(asked, options, special);
-    if (state.m_given != given) in.refuse("given must be 0 or 1, and 0 where a row was the mask");
-    state.m_tokens = std::move(tokens);
-    state.m_masked = std::move(masked);
-    state.read_progress(in);
+    detail::expect_special(in, special);
+    const auto prompt = in.number<Index>("prompt", 0, detail::most_rows);
+    detail::TokenRows rows = detail::TokenRows::restored(
+        in, prompt, SequenceLayout(prompt, false, options).rows, special.mask);
+    SequenceState state(rows.asked(), options, special);
+    state.m_rows = std::move(rows);
+    state.m_step = in.number<Index>("step", 0, most_counted);
+    state.m_finished = in.flag("finished");
+    state.m_blocks.restore(in, state.m_step, state.m_finished);
+    const bool storing = in.flag("storing");
+    const auto begin = in.number<Index>("stored begin", 0, state.row_count());
+    const auto end = in.number<Index>("stored end", begin, state.row_count());
+    state.m_stored.reset();
+    if (storing) state.m_stored = {begin, end};
+    state.m_prefills = in.flag("prefills");
+    state.m_ended = in.flag("ended");
+    state.m_excludes_mask = in.flag("excludes_mask");
     in.finish();
     return state;
   }
@@ -172,135 +174,160 @@ class SequenceState {
   /// Ends the step: puts the predictions in order, surest first, commits the best and moves on.
   /// Returns how many were committed: the first of them. Throws std::logic_error after the end and
   /// for predictions of rows that are no candidates; then nothing was committed.
+  /// After a forward that stores there is one prediction at most, and the step does not count.
   Index commit(std::span<Prediction> predictions) {
     if (m_finished) base::refuse_call("SequenceState: commit() after the end");
     for (const Prediction& one : predictions)
       if (!is_candidate(one.row))
         base::refuse_call("SequenceState: predictions must be of rows that may be committed, ",
                           "got row ", one.row);
-    order(predictions);
+    if (m_stored) return commit_stored(predictions);
+    detail::order_predictions(predictions, m_options, [&](Index row) { return random_key(row); });
     const Index count = m_blocks.count(predictions, candidates());
     Index found = 0;
-    for (Index i = 0; i < count; ++i) {
-      const Prediction& best = predictions[static_cast<std::size_t>(i)];
-      m_tokens[static_cast<std::size_t>(best.row)] = best.token;
-      const bool still_masked = best.token == m_special.mask;
-      m_masked[static_cast<std::size_t>(best.row)] = still_masked ? 1 : 0;
-      if (!still_masked) ++found;
-    }
+    for (Index i = 0; i < count; ++i)
+      if (m_rows.take(predictions[static_cast<std::size_t>(i)])) ++found;
     ++m_step;
     m_blocks.end_step();
     // A model that predicts the mask itself would keep an open-ended block busy for ever.
     m_excludes_mask = !is_counted(m_options.commit) && found == 0;
-    if (m_blocks.finished(candidates(), masked_in(block()))) finish_block();
+    const bool block_finished = m_blocks.finished(candidates(), m_rows.masked_in(block()));
+    if (ends_here(block_finished))
+      end_answer();
+    else if (block_finished)
+      move_to(m_blocks.number() + 1, block());
     return count;
   }
 
+  /// Makes the next forward one that only stores; see DenoisingLoop::prefill(). Nothing happens
+  /// where the next one is such a forward already, or there is nothing before the block.
+  void begin_prefill() {
+    if (m_finished) base::refuse_call("SequenceState: begin_prefill() after the end");
+    const Index begin =
+        m_options.attention_block > 0 ? layout().attention_begin(m_blocks.block()) : 0;
+    if (m_options.attention_block > 0 && begin == 0) return;
+    if (!m_stored) m_stored = begin == 0 ? m_blocks.block() : layout().attention_before(begin);
+    m_prefills = true;
+  }
+
+  /// Gives the response `rows >= 1` more rows. A finished sequence goes on, unless an end token
+  /// ended it: then it throws std::logic_error. Throws std::invalid_argument where the options do
+  /// not allow so many; then nothing has changed.
+  void extend(Index rows) {
+    if (m_ended) base::refuse_call("SequenceState: extend() after an end token");
+    const BlockGrid old = m_blocks.grid();
+    DecodingOptions options =
+        detail::extend_options(m_options, rows, m_blocks, prompt_rows(), has_gaps());
+    const SequenceLayout layout(prompt_rows(), has_gaps(), options);
+    const Range block = m_blocks.block();
+    const Index grown =
+        block.end == old.end ? layout.grid.block(m_blocks.number()).end - block.end : 0;
+    m_rows.extend(layout.rows);
+    m_blocks.grow(layout.rows, grown, options.steps);
+    m_options = std::move(options);
+    if (!m_finished) return;
+    m_finished = false;
+    // A short last block that was finished has masks again.
+    move_to(m_blocks.number() + (grown > 0 ? 0 : 1), block);
+  }
+
+  /// One past the answer: behind its first end token, if there is one, else behind the response.
+  [[nodiscard]] Index answer_end() const {
+    const Index asked = prompt_rows() + m_options.response;
+    return std::min(first_end({0, asked}).value_or(asked) + 1, asked);
+  }
+
  private:
-  static constexpr Index most_rows = Index{1} << 31;
-
-  void read_progress(SnapshotReader& in) {
-    const BlockGrid& grid = m_blocks.grid();
-    const auto block = in.number<Index>("block", 0, grid.count() - 1);
-    m_step = in.number<Index>("step", 0, most_counted);
-    const auto step = in.number<Index>("block step", 0, most_counted);
-    const auto taken = in.number<Index>("block steps taken", 0, step);
-    const auto first_masked = in.number<Index>("first_masked", 0, grid.block(block).size());
-    m_blocks.begin(block, first_masked);
-    m_blocks.resume(step, taken, in.number<Index>("planned", 0, first_masked));
-    m_excludes_mask = in.flag("excludes_mask");
-    m_finished = in.flag("finished");
-    const bool counted = is_counted(m_options.commit);
-    const Index last = counted ? block_progress().steps : m_step;
-    if (step > last) in.refuse("block step must be in [0, ", last, "], got ", step);
-    if (counted && step == last && !m_finished)
-      in.refuse("block step must be below ", last, " before the end, got ",
-                step);  // such a block would never end
-    for (std::size_t row = 0; row < m_tokens.size(); ++row) {
-      const bool may_be_masked = m_given[row] == 0 && m_tokens[row] == m_special.mask;
-      if (m_masked[row] > (may_be_masked ? 1 : 0))
-        in.refuse("masked must be 0, or 1 where a row to be filled holds the mask; row ", row,
-                  " has ", static_cast<int>(m_masked[row]));
-    }
-  }
-
-  // Surest first, ties to the lower row. With a temperature the order is drawn: the first n rows by
-  // confidence / temperature + Gumbel noise are n draws without replacement from its softmax.
-  void order(std::span<Prediction> predictions) const {
-    const double temperature = m_options.order_temperature;
-    const auto key = [&](const Prediction& one) {
-      // Logits of infinities may make it NaN, which no order takes.
-      if (std::isnan(one.confidence)) return -std::numeric_limits<double>::infinity();
-      if (temperature <= 0.0) return one.confidence;
-      return one.confidence / temperature +
-             RowRandom(random_key(one.row), RandomUse::Order).gumbel(0);
-    };
-    std::sort(predictions.begin(), predictions.end(),
-              [&](const Prediction& a, const Prediction& b) {
-                const double key_a = key(a), key_b = key(b);
-                return key_a != key_b ? key_a > key_b : a.row < b.row;
-              });
-  }
-
-  [[nodiscard]] Index row_count() const { return static_cast<Index>(m_tokens.size()); }
-
-  // A list of tokens, with the model's end tokens where they are asked for.
-  [[nodiscard]] std::vector<std::int32_t> with_ends(std::vector<std::int32_t> tokens,
-                                                    bool ends) const {
-    const std::span<const std::int32_t> all = m_special.end_of_text.all();
-    if (ends) tokens.insert(tokens.end(), all.begin(), all.end());
-    return tokens;
-  }
+  [[nodiscard]] Index row_count() const { return m_rows.rows(); }
 
   // Rows among which a step may commit.
   [[nodiscard]] Range candidate_rows() const {
-    return m_has_gaps ? block() : Range{m_prompt, block().end};
+    return has_gaps() || m_options.attention_block > 0 ? block()
+                                                       : Range{prompt_rows(), block().end};
   }
-  [[nodiscard]] Index masked_in(Range rows) const {
-    return std::count(m_masked.begin() + rows.begin, m_masked.begin() + rows.end, 1);
-  }
-  [[nodiscard]] Index candidates() const { return masked_in(candidate_rows()); }
+  [[nodiscard]] Index candidates() const { return m_rows.masked_in(candidate_rows()); }
 
-  void begin_block(Index block) { m_blocks.begin(block, masked_in(m_blocks.grid().block(block))); }
-
-  // Whether the answer ends in the block: text that was given, and the rest of a prompt around a
-  // gap, goes on behind an end token.
-  [[nodiscard]] bool answer_ends_in(Range rows) const {
-    if (!m_options.early_stop) return false;
-    for (Index row = std::max(rows.begin, m_prompt); row < rows.end; ++row)
-      if (m_special.end_of_text.contains(m_tokens[static_cast<std::size_t>(row)])) return true;
-    return false;
+  void begin_block(Index block) {
+    m_blocks.begin(block, m_rows.masked_in(m_blocks.grid().block(block)));
   }
 
-  void finish_block() {
-    const Range rows = block();
-    if (answer_ends_in(rows)) {
-      std::fill(m_tokens.begin() + rows.end, m_tokens.end(), m_special.end_of_text.first());
-      std::fill(m_masked.begin() + rows.end, m_masked.end(), std::uint8_t{0});
-      m_finished = true;
-      return;
+  // Ends a forward that stored what lies before the next block.
+  Index commit_stored(std::span<const Prediction> predictions) {
+    if (std::exchange(m_prefills, false)) {
+      // The token behind it may be still to be committed.
+      const bool goes_on = m_options.commit_next && m_rows.is_masked(m_stored->end);
+      if (!goes_on) m_stored.reset();
+      return 0;
     }
-    // Blocks of given text alone have nothing to do.
-    const BlockGrid& grid = m_blocks.grid();
-    for (Index next = m_blocks.number() + 1; next < grid.count(); ++next)
-      if (masked_in(grid.block(next)) > 0) return begin_block(next);
+    for (const Prediction& one : predictions) m_rows.take(one);
+    m_stored.reset();
+    if (!predictions.empty()) {
+      const bool is_end = m_special.end_of_text.contains(predictions.front().token);
+      if (m_options.early_stop && is_end)
+        end_answer();
+      else
+        move_to(m_blocks.number(), m_blocks.block());
+    }
+    return static_cast<Index>(predictions.size());
+  }
+
+  [[nodiscard]] std::optional<Index> first_end(Range rows) const {
+    return m_rows.find(rows, m_special.end_of_text);
+  }
+  [[nodiscard]] bool ends_here(bool block_finished) const {
+    if (!m_options.early_stop) return false;
+    const std::optional<Index> end = first_end(m_blocks.block());
+    if (!end || block_finished) return end.has_value();
+    return m_options.stop_within_block && m_rows.masked_in({first_to_fill(), *end}) == 0;
+  }
+
+  // What was not decoded behind the end token of the block holds end tokens.
+  void end_answer() {
+    const Range block = m_blocks.block();
+    const std::int32_t end = m_special.end_of_text.first();
+    m_rows.fill_masks({*first_end(block), block.end}, end);
+    m_rows.fill({block.end, row_count()}, end);
+    m_ended = true;
+    finish();
+  }
+  void finish() {
     m_finished = true;
+    const std::optional<Index> end = first_end({0, row_count()});
+    if (!m_options.trim_after_end || !end) return;
+    m_rows.fill({*end + 1, row_count()}, m_special.end_of_text.first());
+    m_ended = true;
+  }
+
+  // Begins the next block that has a mask, `from` or later; blocks of given text alone have nothing
+  // to do. What lies before it may have to be stored first, in a forward of its own: where `done`,
+  // the last block, lies in another block of attention, or was none.
+  void move_to(Index from, std::optional<Range> done) {
+    const BlockGrid& grid = m_blocks.grid();
+    Index next = from;
+    while (next < grid.count() && m_rows.masked_in(grid.block(next)) == 0) ++next;
+    if (next == grid.count()) return finish();
+    begin_block(next);
+    if (m_options.attention_block == 0) return;
+    const SequenceLayout layout = this->layout();
+    const Index begin = layout.attention_begin(grid.block(next));
+    const bool crosses = !done || layout.attention_begin(*done) != begin;
+    const bool stores =
+        m_options.commit_next ? m_rows.is_masked(begin) : crosses && !m_options.fuse_blocks;
+    if (stores && begin > 0) m_stored = layout.attention_before(begin);
   }
 
   DecodingOptions m_options;
   SpecialTokens m_special;
-  Index m_prompt;
-  Index m_first = 0;
+  detail::TokenRows m_rows;
   BlockSchedule m_blocks;
   Index m_step = 0;
-  std::vector<std::int32_t> m_tokens;
-  std::vector<std::uint8_t> m_masked;
-  std::vector<std::uint8_t> m_given;
   std::vector<std::int32_t> m_suppressed;
   std::vector<std::int32_t> m_last;
-  bool m_has_gaps = false;
   bool m_excludes_mask = false;
   bool m_finished = false;
+  bool m_ended = false;           // by an end token
+  std::optional<Range> m_stored;  // what the next forward stores, where it does nothing else
+  bool m_prefills = false;        // that forward commits nothing
 };
 
 }  // namespace dllm_cache::inline v0_1

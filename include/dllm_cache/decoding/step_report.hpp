@@ -18,8 +18,11 @@ struct StepReport {
   Index committed = 0;                           ///< How many of `predictions` were committed.
   std::span<const Prediction> predictions = {};  ///< Surest first; the rest are provisional.
   std::span<const std::int32_t> tokens = {};     ///< Prompt and response after the step.
-  Index prompt_rows = 0;                         ///< How many of `tokens` are the prompt.
-  bool finished = false;                         ///< Nothing more will happen to this sequence.
+  Index prompt_rows = 0;                         ///< How many of `tokens` are the prompt,
+  Index response_rows = 0;  ///< and how many behind them the response; others fill its last block.
+  bool stores = false;      ///< A forward that only stored a finished block, see
+                            ///< SequenceState::storing; it has no step of its own.
+  bool finished = false;    ///< Nothing more will happen to this sequence.
 };
 
 /// A function that may be told of steps: `void(const StepReport&)`, or bool, false to cancel.

@@ -162,7 +162,7 @@ class BatchStep {
       if (!sequence->runs()) continue;
       most += static_cast<std::size_t>(sequence->state.masks_left());
       add_run(*sequence, false, *sequence->cache, sequence->input());
-      if (!sequence->guided || !sequence->guided->guidance.due(sequence->state.step())) continue;
+      if (!sequence->wants_unconditional()) continue;
       add_run(*sequence, true, sequence->guided->cache, sequence->guided->input(sequence->state));
     }
     m_predictions.reserve(most);
@@ -214,6 +214,8 @@ class BatchStep {
                                  .subspan(static_cast<std::size_t>(run.predictions.begin),
                                           static_cast<std::size_t>(run.predictions.size()));
     StepReport report{.id = held.id, .step = held.state.step(), .block = held.state.block()};
+    report.stores = held.state.storing();
+    report.response_rows = held.state.options().response;
     report.committed = held.state.commit(predictions);
     report.predictions = predictions;
     report.tokens = held.state.tokens();

@@ -19,6 +19,17 @@ namespace dllm_cache::inline v0_1::detail {
 /// Which rows' tokens changed, as seen by one run of a sequence (see StepInput).
 struct ChangeLog {
   explicit ChangeLog(std::size_t rows) : changed(rows, 0), unchanged_steps(rows, oldest) {}
+  /// The first row that changed since the last step, or how many there are.
+  [[nodiscard]] Index first_changed() const {
+    return std::find(changed.begin(), changed.end(), std::uint8_t{1}) - changed.begin();
+  }
+  /// The same of the first rows alone, for so many rows.
+  [[nodiscard]] ChangeLog resized(std::size_t rows) const {
+    ChangeLog copy = *this;
+    copy.changed.resize(rows, 0);
+    copy.unchanged_steps.resize(rows, oldest);
+    return copy;
+  }
   void mark(std::size_t row) {
     changed[row] = 1;
     unchanged_steps[row] = 0;
@@ -51,6 +62,8 @@ struct ChangeLog {
 [[nodiscard]] inline Range block_in_response(const SequenceState& state,
                                              const SequenceShape& shape) {
   const Range block = state.block();
+  // Blocks of attention cover the prompt too.
+  if (shape.attention_block > 0) return block;
   const Index begin = std::max(block.begin, shape.prompt);
   return begin < block.end ? Range{begin, block.end} : block;
 }
@@ -60,13 +73,8 @@ template <class Cache>
 struct UnconditionalRun {
   UnconditionalRun(Cache features, Guidance residual, std::size_t rows)
       : cache(std::move(features)), guidance(std::move(residual)), changes(rows) {}
-  [[nodiscard]] UnconditionalRun clone() const {
-    UnconditionalRun copy(cache.clone(), guidance, changes.changed.size());
-    copy.changes = changes;
-    copy.block = block;
-    copy.block_step = block_step;
-    return copy;
-  }
+  [[nodiscard]] UnconditionalRun clone() const { return copy_with(cache.clone()); }
+  [[nodiscard]] UnconditionalRun fork() { return copy_with(cache.fork()); }
   void save(SnapshotWriter& out) const {
     out.begin("unconditional");
     changes.save(out);
@@ -111,6 +119,15 @@ struct UnconditionalRun {
   ChangeLog changes;
   Range block = {};      ///< That it saw last, and
   Index block_step = 0;  ///< in how many steps.
+
+ private:
+  [[nodiscard]] UnconditionalRun copy_with(Cache features) const {
+    UnconditionalRun copy(std::move(features), guidance, changes.changed.size());
+    copy.changes = changes;
+    copy.block = block;
+    copy.block_step = block_step;
+    return copy;
+  }
 };
 
 /// A sequence with its caches; what it cost outlives them.
@@ -130,7 +147,22 @@ struct LoopSequence {
             .masked = state.masked(),
             .changed = changes.changed,
             .unchanged_steps = changes.unchanged_steps,
-            .given = given_rows(state)};
+            .given = given_rows(state),
+            .block_done = state.storing()};
+  }
+  /// Makes the next forward one that computes what lies before the block alone; false where there
+  /// is nothing to compute.
+  bool begin_prefill() {
+    if (cache->shape().attention_block == 0 && !cache->stale()) return false;
+    state.begin_prefill();
+    return state.storing();
+  }
+  /// Whether the unconditional run is part of the next step: where the guidance residual is due,
+  /// and for the first step of a block whose rows have none yet.
+  [[nodiscard]] bool wants_unconditional() const {
+    if (!guided || state.storing()) return false;
+    return guided->guidance.due(state.step()) ||
+           (state.options().attention_block > 0 && state.block_steps() == 0);
   }
   /// One of its runs has gone through all layers.
   void forward_done(bool unconditional) {
@@ -153,7 +185,7 @@ struct LoopSequence {
     return (cache ? cache->step() : m_forwards) + (guided ? guided->cache.step() : 0);
   }
   [[nodiscard]] Index cache_bytes() const {
-    return (cache ? cache->bytes() : 0) + (guided ? guided->cache.bytes() : 0);
+    return (cache ? cache->own_bytes() : 0) + (guided ? guided->cache.own_bytes() : 0);
   }
   /// Begins anew; the features have been reset.
   void begin(SequenceState sequence, ChangeLog log, std::optional<UnconditionalRun<Cache>> run) {
@@ -163,14 +195,27 @@ struct LoopSequence {
     logits_rows = 0;
     stopped = false;
   }
+  /// Goes on as another state, in which the first `keep` rows have the tokens that they had, or
+  /// all. Throws like FeatureCache::reshape; then nothing has changed.
+  void go_on(SequenceState next, const SequenceShape& shape, std::optional<Index> keep = {}) {
+    const Index old_rows = cache->shape().rows();
+    ChangeLog log = changes.resized(next.tokens().size());
+    const Index same = keep.value_or(old_rows);
+    // What has changed since the last step was not stored, and is not known to have changed later.
+    cache->reshape(shape, std::min({same, shape.rows(), keep ? changes.first_changed() : same}));
+    if (keep) log = ChangeLog(log.changed.size());
+    state = std::move(next);
+    changes = std::move(log);
+    stopped = false;
+  }
   /// A copy with features of its own.
   [[nodiscard]] LoopSequence clone(Index number) const {
-    LoopSequence copy(number, state, cache->clone());
-    copy.changes = changes;
-    if (guided) copy.guided.emplace(guided->clone());
-    copy.logits_rows = logits_rows;
-    copy.stopped = stopped;
-    return copy;
+    return copy_with(number, cache->clone(),
+                     guided ? std::optional(guided->clone()) : std::nullopt);
+  }
+  /// A copy that shares features until they change.
+  [[nodiscard]] LoopSequence fork(Index number) {
+    return copy_with(number, cache->fork(), guided ? std::optional(guided->fork()) : std::nullopt);
   }
   /// Writes everything but state and policy; the state has gone before.
   void save(SnapshotWriter& out) const {
@@ -211,6 +256,16 @@ struct LoopSequence {
   bool stopped = false;
 
  private:
+  [[nodiscard]] LoopSequence copy_with(Index number, Cache features,
+                                       std::optional<UnconditionalRun<Cache>> run) const {
+    LoopSequence copy(number, state, std::move(features));
+    copy.changes = changes;
+    copy.guided = std::move(run);
+    copy.logits_rows = logits_rows;
+    copy.stopped = stopped;
+    return copy;
+  }
+
   RowCounts m_counts = {};  // of a released sequence
   Index m_forwards = 0;
 };

@@ -3,12 +3,14 @@
 
 #include <cstdint>
 #include <limits>
+#include <span>
 #include <string_view>
 #include <utility>
 #include <variant>
 #include <vector>
 
 #include "dllm_cache/decoding/decoding_options.hpp"
+#include "dllm_cache/decoding/special_tokens.hpp"
 #include "dllm_cache/snapshot.hpp"
 
 // Decoding options in a snapshot. Ranges are checked by SequenceState, as for any caller.
@@ -68,7 +70,7 @@ template <std::size_t... Places>
     } else if constexpr (std::is_same_v<T, Sampling>)
       value = in.number(name, Sampling::GumbelNoise, Sampling::Categorical);
     else if constexpr (std::is_same_v<T, Confidence>)
-      value = in.number(name, Confidence::Probability, Confidence::Random);
+      value = in.number(name, Confidence::Probability, Confidence::LeftToRight);
     else if constexpr (std::is_same_v<T, double>)
       value =
           in.number(name, -std::numeric_limits<T>::infinity(), std::numeric_limits<T>::infinity());
@@ -81,7 +83,26 @@ template <std::size_t... Places>
   const auto place = in.number<std::int32_t>("commit", 0, static_cast<std::int32_t>(rules) - 1);
   options.commit = rule_at(static_cast<std::size_t>(place), std::make_index_sequence<rules>());
   std::visit([&](auto& rule) { for_each_number(rule, read); }, options.commit);
+  // What the size of the sequence is computed from.
+  for (const auto& [name, value] : {std::pair{"response", options.response},
+                                    std::pair{"attention_block", options.attention_block}})
+    if (value < 0 || value > most_rows)
+      in.refuse(name, " must be in [0, ", most_rows, "], got ", value);
   return options;
+}
+
+inline void write_special(SnapshotWriter& out, const SpecialTokens& special) {
+  out.number("mask", special.mask);
+  const std::span<const std::int32_t> ends = special.end_of_text.all();
+  out.number("end_of_text", static_cast<std::uint64_t>(ends.size()));
+  for (const std::int32_t token : ends) out.number("end_of_text", token);
+}
+/// Refuses other tokens than these.
+inline void expect_special(SnapshotReader& in, const SpecialTokens& special) {
+  in.expect("mask", special.mask);
+  const std::span<const std::int32_t> ends = special.end_of_text.all();
+  in.expect("end_of_text", static_cast<std::uint64_t>(ends.size()));
+  for (const std::int32_t token : ends) in.expect("end_of_text", token);
 }
 
 }  // namespace dllm_cache::inline v0_1::detail
