@@ -79,7 +79,8 @@ Json correlations(const std::vector<study::ChangeStatistics>& layers) {
 }
 
 int run(const Options& options) {
-  const Settings& settings = options.settings;
+  Settings settings = options.settings;
+  settings.model = decoding_of(options.model);
   check_given(settings.policy.options, policy_name(settings.policy));
   if (options.compute.features != FeatureType::Float32)
     throw BadRequest("--features must be float32 here");
@@ -91,9 +92,8 @@ int run(const Options& options) {
   Warnings warnings("dllm-study");
   const auto model = open_model(options.model, options.compute.model, {}, warnings);
   models::TransformerRunner runner(model, options.compute.threads);
-  const AnswerOrigin origin =
-      make_origin(options.model, questions, settings, runner.prediction_shift() > 0,
-                  options.compute.model, options.compute.features);
+  const AnswerOrigin origin = make_origin(options.model, questions, settings, options.compute.model,
+                                          options.compute.features);
   std::optional<SavedAnswers> reference;
   if (!options.reference.empty()) {
     reference = read_answers(options.reference);

@@ -23,7 +23,7 @@ struct Answers {
 };
 
 Answers answer(TorchModel& model, const programs::Request& request, const AnyPolicy& policy) {
-  DecodingOptions options = decoding_options(request.settings.decoding, false);
+  DecodingOptions options = decoding_options(request.settings.decoding, {});
   DenoisingLoop<TorchModel> loop(model);
   for (const auto& prompt : request.prompts) {
     loop.add(prompt, options, policy);

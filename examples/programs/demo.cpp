@@ -89,12 +89,16 @@ int run(const Options& options) {
     list_policies(std::cout);
     return 0;
   }
-  const std::string policy = policy_name(options.policy);
+  Settings settings{.decoding = options.decoding,
+                    .policy = options.policy,
+                    .tokens = {},
+                    .model = decoding_of(options.model)};
+  choose_policy(settings);
+  const std::string policy = policy_name(settings.policy);
   check_given(options.policy.options, policy);
-  const bool dream = is_dream(options.model);
-  const Plan off_plan =
-      resolve({.decoding = options.decoding, .policy = {.name = "none", .options = {}}}, dream);
-  const Plan on_plan = resolve({.decoding = options.decoding, .policy = options.policy}, dream);
+  const Plan on_plan = resolve(settings);
+  settings.policy = {.name = "none", .options = {}};
+  const Plan off_plan = resolve(settings);
   const Index steps = planned_steps({}, off_plan.decoding, dllm_cache::no_token);
   const std::string prompt =
       options.prompt_file.empty() ? options.prompt : read_text(options.prompt_file);

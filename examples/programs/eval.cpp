@@ -99,11 +99,13 @@ int run(const Options& options) {
   if (!options.reference.empty() && !options.compares)
     throw BadRequest("--reference does not go with --no-comparison");
   Settings settings = options.settings;
+  settings.model = decoding_of(options.model);
+  choose_policy(settings);
   const std::string name = policy_name(settings.policy);
   check_given(settings.policy.options, name);
   const std::string policy = policies().at(name).policy;
   // Refused before a large model is opened.
-  static_cast<void>(resolve(settings, is_dream(options.model)));
+  static_cast<void>(resolve(settings));
 
   std::optional<Vocabulary> vocabulary;
   if (Vocabulary::exists(options.model)) vocabulary.emplace(options.model);
@@ -122,9 +124,8 @@ int run(const Options& options) {
     longest = std::max(longest, static_cast<Index>(question.prompt.size()) + question.gen_length);
   warn_of_length(longest, model->config, warnings);
   models::TransformerRunner runner(model, options.compute.threads);
-  const AnswerOrigin origin =
-      make_origin(options.model, questions, settings, runner.prediction_shift() > 0,
-                  options.compute.model, options.compute.features);
+  const AnswerOrigin origin = make_origin(options.model, questions, settings, options.compute.model,
+                                          options.compute.features);
   if (reference)
     check_reference(options.reference, *reference, origin, questions, model->config.special.mask);
 

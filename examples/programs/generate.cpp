@@ -130,9 +130,11 @@ int run(const Options& options) {
   if (!options.request.empty()) request = read_request(options.request);
   Settings settings = merge(options.settings, request.settings);
   if (!options.infill.empty()) settings.decoding.try_emplace("gen_length", "0");
-  check_given(options.settings.policy.options, policy_name(settings.policy));
   // Everything that is asked for is known to make sense before a large model is opened.
-  const Plan plan = resolve(settings, is_dream(options.model));
+  settings.model = decoding_of(options.model);
+  choose_policy(settings);
+  check_given(options.settings.policy.options, policy_name(settings.policy));
+  const Plan plan = resolve(settings);
 
   Warnings warnings("dllm-generate");
   const auto model = open_model(options.model, options.compute.model, settings.tokens, warnings);

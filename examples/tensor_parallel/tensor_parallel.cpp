@@ -87,7 +87,9 @@ int answer(const Job& job, const Options& options, const Ranks& ranks) {
       model, dllm_cache::large_pages(), Selector(ranks));
   const int code = together(ranks, [&] {
     dllm_cache::DecodingOptions decoding =
-        dllm_cache::decoding_options(job.request.settings.decoding, model.prediction_shift() > 0);
+        dllm_cache::decoding_options(
+            job.request.settings.decoding,
+            {.decoder = model.prediction_shift() > 0 ? "dream" : "llada"});
     for (const auto& prompt : job.request.prompts) {
       model.check_tokens(prompt);
       loop.add(prompt, decoding, make_policy(job.request.settings.policy));

@@ -18,11 +18,13 @@ void dllm_cache::fuzz::request(Input input) {
   });
   if (!parsed) return;
   must(!request.prompts.empty(), "a request has prompts");
-  for (const bool dream : {false, true})
+  for (const Decoder& decoder : decoders)
     allow<programs::BadRequest, std::invalid_argument>("", [&] {
-      const DecodingOptions options = decoding_options(request.settings.decoding, dream);
+      const DecodingOptions options =
+          decoding_options(request.settings.decoding, {.decoder = std::string(decoder.name)});
       const AnyPolicy policy = programs::make_policy(request.settings.policy);
-      if (options.response > 1000) return;  // lengths that a test has no memory for
+      if (options.response > 1000 || options.attention_block > 1000)
+        return;  // lengths that a test has no memory for
       const auto& prompt = request.prompts.front();
       SequenceState state(prompt, options, {.mask = 1, .end_of_text = 2});
       static_cast<void>(

@@ -87,12 +87,11 @@ Answer read_answer(const std::string& line, const std::string& where) {
 
 AnswerOrigin make_origin(const std::filesystem::path& model_folder,
                          const std::vector<Question>& questions, const Settings& settings,
-                         bool dream, const dllm_cache::models::ComputeOptions& compute,
-                         FeatureType features) {
+                         const dllm_cache::models::ComputeOptions& compute, FeatureType features) {
   return {.count = static_cast<Index>(questions.size()),
           .data = fingerprint(questions),
           .model = model_fingerprint(model_folder),
-          .decoding = decoding_json(settings.decoding, dream),
+          .decoding = decoding_json(settings.decoding, settings.model),
           .policy = policy_json(settings.policy),
           .compute = compute_json(compute, features)};
 }
@@ -151,7 +150,7 @@ void check_reference(const std::filesystem::path& path, const SavedAnswers& refe
   if (other.model != origin.model) refuse("the hash of the model", other.model, origin.model);
   const Json policy = other.policy.value("policy", Json());
   if (policy != "none") refuse("policy", policy.dump(), "\"none\" wanted");
-  const Json defaults = decoding_json({}, false);  // of options that the file is older than
+  const Json defaults = decoding_json({}, {});  // of options that the file is older than
   for (const auto& [key, value] : origin.decoding.items()) {
     const Json there = other.decoding.contains(key) ? other.decoding.at(key) : defaults.at(key);
     if (there != value) refuse(key, there.dump(), value.dump());

@@ -18,11 +18,11 @@ struct AnswerOrigin {
   nlohmann::ordered_json compute;   ///< compute_json(); a reference may have another one.
 };
 
-/// Describes a run of the model in `model_folder`; `dream` says whether it is decoded like Dream.
+/// Describes a run of the model in `model_folder`.
 /// Throws std::runtime_error naming a file of the folder that cannot be read.
 [[nodiscard]] AnswerOrigin make_origin(const std::filesystem::path& model_folder,
                                        const std::vector<Question>& questions,
-                                       const Settings& settings, bool dream,
+                                       const Settings& settings,
                                        const dllm_cache::models::ComputeOptions& compute,
                                        FeatureType features);
 

@@ -19,6 +19,12 @@ std::string policy_name(const PolicyChoice& choice) {
   return choice.name.value_or(choice.options.empty() ? default_policy : "dllm-cache");
 }
 
+void choose_policy(Settings& settings) {
+  if (settings.policy.name) return;
+  const auto options = dllm_cache::decoding_options(settings.decoding, settings.model);
+  if (options.attention_block > 0) settings.policy.name = "block";
+}
+
 dllm_cache::AnyPolicy make_policy(const PolicyChoice& choice) {
   return policies().make(policy_name(choice), choice.options);
 }

@@ -20,6 +20,11 @@ inline constexpr const char* default_policy = "balanced";
 /// The policy or preset that a choice names; options alone mean dllm-cache, nothing the default.
 [[nodiscard]] std::string policy_name(const PolicyChoice& choice);
 
+/// Names the policy of settings that name none, where attention is block-causal: `block`, the exact
+/// one, whose options then may stand alone. Throws std::invalid_argument for options of decoding
+/// that make no sense.
+void choose_policy(Settings& settings);
+
 /// The policy of a choice; throws std::invalid_argument for an unknown name, an option that is not
 /// the policy's and a value outside its range.
 [[nodiscard]] dllm_cache::AnyPolicy make_policy(const PolicyChoice& choice);

@@ -21,8 +21,8 @@ using dllm_cache::OptionKind;
 constexpr std::array<std::string_view, 5> own_keys = {"prompt_ids", "cache", "cache_kind",
                                                       "mask_token", "end_token"};
 // What golden cases say beside their request: tests/golden/README.md.
-constexpr std::array<std::string_view, 6> golden_keys = {"margins", "note",     "probe_steps",
-                                                         "model",   "forwards", "rows_per_forward"};
+constexpr std::array<std::string_view, 7> golden_keys = {
+    "expected", "margins", "note", "probe_steps", "model", "forwards", "rows_per_forward"};
 
 /// The reference's names of dLLM-Cache's options, and ours.
 constexpr std::array<std::pair<const char*, const char*>, 4> cache_keys = {

@@ -12,6 +12,7 @@
 namespace programs {
 
 using dllm_cache::Index;
+using dllm_cache::ModelDecoding;
 using dllm_cache::OptionValues;
 
 /// What features are stored in.
@@ -34,6 +35,7 @@ struct Settings {
   OptionValues decoding;
   PolicyChoice policy;
   TokenSettings tokens = {};
+  ModelDecoding model = {};  ///< How the model is decoded where nothing is said; see decoding_of().
 };
 
 /// `stronger` where it says something, `weaker` elsewhere. A rule of `stronger` (threshold and its

@@ -24,17 +24,16 @@ Json value_json(const OptionInfo& option, const std::string& text) {
 
 }  // namespace
 
-Json decoding_json(const OptionValues& decoding, bool dream) {
-  const auto alg = decoding.find("alg");
-  const bool by_alg = alg != decoding.end() || dream;
+Json decoding_json(const OptionValues& decoding, const ModelDecoding& model) {
+  const OptionValues all =
+      dllm_cache::with_defaults(decoding, model, dllm_cache::parallel_rule_keys());
   Json json = Json::object();
   for (const OptionInfo& option : dllm_cache::decoding_keys()) {
     if (option.key == "gen_length") continue;
     std::optional<std::string> text = option.value;
-    if (by_alg && option.key == "alg") text = "entropy";
-    if (by_alg && option.key == "eps")
+    if (option.key == "eps" && all.contains("alg"))
       text = dllm_cache::option_text(dllm_cache::TimestepCommit{}.epsilon);
-    if (const auto given = decoding.find(option.key); given != decoding.end()) text = given->second;
+    if (const auto given = all.find(option.key); given != all.end()) text = given->second;
     json[option.key] = text ? value_json(option, *text) : Json();
   }
   return json;

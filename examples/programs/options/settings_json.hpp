@@ -10,8 +10,9 @@
 namespace programs {
 
 /// Everything that decides how tokens are decoded, `gen_length` apart, under the keys of a request,
-/// defaults included; `dream` says whether the model is decoded like Dream. Null: gen_length.
-[[nodiscard]] nlohmann::ordered_json decoding_json(const OptionValues& decoding, bool dream);
+/// defaults included; `model` says how the model is decoded. Null: gen_length.
+[[nodiscard]] nlohmann::ordered_json decoding_json(const OptionValues& decoding,
+                                                   const ModelDecoding& model);
 
 /// The policy's name as `policy`, its options as `policy_options`, defaults included, and the name
 /// of the preset as `preset`, null where none was named.

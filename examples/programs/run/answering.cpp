@@ -14,20 +14,22 @@ namespace programs {
 using dllm_cache::models::TransformerRunner;
 
 std::vector<dllm_cache::DecodingOptions> question_options(
-    const std::vector<Question>& questions, const OptionValues& settings, Index prediction_shift,
+    const std::vector<Question>& questions, const Settings& settings,
     const dllm_cache::SpecialTokens& special) {
   std::vector<dllm_cache::DecodingOptions> all;
   dllm_cache::DecodingOptions options =
-      dllm_cache::decoding_options(settings, prediction_shift > 0);
+      dllm_cache::decoding_options(settings.decoding, settings.model);
   for (const Question& question : questions) {
     options.response = question.gen_length;
     options.sequence = all.size();
     try {
       const bool has_masks = std::find(question.prompt.begin(), question.prompt.end(),
                                        special.mask) != question.prompt.end();
-      dllm_cache::check_decoding(
-          options, {.prompt_has_masks = has_masks, .has_end_tokens = !special.end_of_text.empty()},
-          dllm_cache::key_words);
+      dllm_cache::check_decoding(options,
+                                 {.prompt_has_masks = has_masks,
+                                  .has_end_tokens = !special.end_of_text.empty(),
+                                  .prompt_rows = static_cast<Index>(question.prompt.size())},
+                                 dllm_cache::key_words);
     } catch (const std::invalid_argument& error) {
       throw BadRequest(question.where + ": " + error.what());
     }
@@ -38,7 +40,8 @@ std::vector<dllm_cache::DecodingOptions> question_options(
 
 std::vector<std::int32_t> filled_tokens(const dllm_cache::SequenceState& state) {
   std::vector<std::int32_t> tokens;
-  for (std::size_t row = 0; row < state.tokens().size(); ++row)
+  const std::size_t rows = static_cast<std::size_t>(state.prompt_rows()) + state.response().size();
+  for (std::size_t row = 0; row < rows; ++row)
     if (state.given()[row] == 0) tokens.push_back(state.tokens()[row]);
   return tokens;
 }

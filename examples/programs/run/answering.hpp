@@ -45,7 +45,7 @@ using OnAnswer = std::function<void(Index answered)>;
 /// The options of every question in turn; throws BadRequest naming the line of a question that the
 /// settings do not fit.
 [[nodiscard]] std::vector<dllm_cache::DecodingOptions> question_options(
-    const std::vector<Question>& questions, const OptionValues& settings, Index prediction_shift,
+    const std::vector<Question>& questions, const Settings& settings,
     const dllm_cache::SpecialTokens& special);
 
 /// Places of the questions, those of equal length together, so that batches end together.
@@ -68,8 +68,7 @@ template <class Model, class MakeLoop>
 [[nodiscard]] Answers answer_with(const Model& model, const MakeLoop& make_loop,
                                   const std::vector<Question>& questions, const Settings& settings,
                                   Index batch, const OnAnswer& on_answer = {}) {
-  const auto options = question_options(questions, settings.decoding, model.prediction_shift(),
-                                        model.special_tokens());
+  const auto options = question_options(questions, settings, model.special_tokens());
   const dllm_cache::AnyPolicy policy = make_policy(settings.policy);
   const std::vector<std::size_t> order = places_by_length(questions);
   const std::size_t together = std::min(static_cast<std::size_t>(batch), order.size());
@@ -96,7 +95,7 @@ template <class Model, class MakeLoop>
     answers.masks_left += state.masks_left();
     answers.each[order[static_cast<std::size_t>(report.id)]] = {
         .tokens = filled_tokens(state),
-        .steps = report.step + 1,
+        .steps = state.step(),
         .forwards = loop.forwards(report.id),
         .rows = loop.counts(report.id),
         .cache_bytes = loop.cache_bytes(report.id)};

@@ -126,6 +126,7 @@ class Audit {
   // One uncached forward of the sequences in the loop's step, packed as the loop packs them.
   void forward() {
     std::vector<Cache*> caches;
+    std::vector<dllm_cache::StepInput> inputs;
     std::vector<std::int32_t> tokens;
     m_wanted.clear();
     m_compared.clear();
@@ -134,16 +135,22 @@ class Audit {
     for (const auto& entry : m_loop->batch()) {
       const dllm_cache::SequenceState& state = m_loop->sequence(entry.id);
       caches.push_back(&cache_of(entry.id));
-      const auto first = static_cast<Index>(tokens.size());
-      tokens.insert(tokens.end(), state.tokens().begin(), state.tokens().end());
-      for (Index row = state.first_to_fill(); row < state.block().end; ++row)
-        if (state.is_candidate(row))
-          m_wanted.push_back(
-              {.id = entry.id, .row = row, .place = first + std::max<Index>(row - shift, 0)});
+      inputs.push_back({.block = state.block(), .block_done = state.storing()});
     }
-    const std::vector<dllm_cache::StepInput> inputs(caches.size());
     auto pass = m_workspace.begin_step(std::span<Cache* const>(caches),
                                        std::span<const dllm_cache::StepInput>(inputs));
+    for (Index i = 0; i < pass.sequences(); ++i) {
+      const Index id = m_loop->batch()[static_cast<std::size_t>(i)].id;
+      const dllm_cache::SequenceState& state = m_loop->sequence(id);
+      for (const Index row : pass.rows(i))
+        tokens.push_back(state.tokens()[static_cast<std::size_t>(row)]);
+      for (Index row = state.first_to_fill(); row < static_cast<Index>(state.tokens().size());
+           ++row)
+        if (state.is_candidate(row))
+          m_wanted.push_back({.id = id,
+                              .row = row,
+                              .place = pass.find(std::max<Index>(row - shift, 0), i).value()});
+    }
     const Index width = m_runner->shape().width;
     m_x =
         dllm_cache::dense_view(m_hidden.ensure(pass.row_count() * width), pass.row_count(), width);
@@ -156,13 +163,9 @@ class Audit {
   Cache& cache_of(Index id) {
     const auto found = m_caches.find(id);
     if (found != m_caches.end()) return *found->second;
-    const dllm_cache::SequenceState& state = m_loop->sequence(id);
-    // An uncached forward of all rows needs no more than their number.
-    const dllm_cache::SequenceShape shape{.prompt = 0,
-                                          .response = static_cast<Index>(state.tokens().size())};
     return *m_caches
-                .emplace(id,
-                         std::make_unique<Cache>(m_runner->shape(), shape, dllm_cache::NoCache()))
+                .emplace(id, std::make_unique<Cache>(m_runner->shape(), m_loop->cache(id).shape(),
+                                                     dllm_cache::NoCache()))
                 .first->second;
   }
 

@@ -73,7 +73,7 @@ GenerationResult run(TransformerRunner& runner,
   GenerationResult result;
   result.cancelled = !loop.run([&](const dllm_cache::StepReport& report) {
     if (audit) audit->end_step(report);
-    if (report.committed == 0) ++result.odd.empty_steps;
+    if (report.committed == 0 && !report.stores) ++result.odd.empty_steps;
     return !on_step || on_step(report);
   });
   result.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
@@ -86,7 +86,7 @@ GenerationResult run(TransformerRunner& runner,
   for (Index id = 0; id < loop.sequences(); ++id) {
     const dllm_cache::SequenceState& state = loop.sequence(id);
     result.tokens.emplace_back(state.response().begin(), state.response().end());
-    result.sequences.emplace_back(state.tokens().begin(), state.tokens().end());
+    result.sequences.emplace_back(state.tokens().begin(), state.response().end());
     any_gaps = any_gaps || state.has_gaps();
     if (state.finished()) note_oddities(state, result.odd);
     result.steps = std::max(result.steps, state.step());
@@ -101,9 +101,11 @@ GenerationResult run(TransformerRunner& runner,
 
 }  // namespace
 
-Plan resolve(const Settings& settings, bool dream) {
-  return {.decoding = dllm_cache::decoding_options(settings.decoding, dream),
-          .policy = make_policy(settings.policy)};
+Plan resolve(Settings& settings) {
+  dllm_cache::DecodingOptions options =
+      dllm_cache::decoding_options(settings.decoding, settings.model);
+  choose_policy(settings);
+  return {.decoding = std::move(options), .policy = make_policy(settings.policy)};
 }
 
 Index planned_steps(const std::vector<std::vector<std::int32_t>>& prompts,

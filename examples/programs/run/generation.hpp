@@ -46,9 +46,9 @@ struct Plan {
   dllm_cache::AnyPolicy policy;
 };
 
-/// The options and the policy of settings, for a model that is decoded like Dream or not; throws
+/// The options and the policy of settings; names the policy where they do not. Throws
 /// std::invalid_argument naming the key.
-[[nodiscard]] Plan resolve(const Settings& settings, bool dream);
+[[nodiscard]] Plan resolve(Settings& settings);
 
 /// Generates the answers to prompts; what looks on changes neither answers nor costs. Throws
 /// BadRequest for a plan or prompts that do not fit the model or the audit, and what the library

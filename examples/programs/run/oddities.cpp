@@ -39,7 +39,8 @@ void check_prompts(const std::vector<std::vector<std::int32_t>>& prompts,
     dllm_cache::check_decoding(options,
                                {.prompt_has_masks = std::find(prompt.begin(), prompt.end(),
                                                               config.special.mask) != prompt.end(),
-                                .has_end_tokens = !config.special.end_of_text.empty()},
+                                .has_end_tokens = !config.special.end_of_text.empty(),
+                                .prompt_rows = static_cast<Index>(prompt.size())},
                                dllm_cache::key_words);
   }
 }

@@ -17,11 +17,12 @@ std::shared_ptr<const dllm_cache::models::TransformerModel> open_model(
   return model;
 }
 
-bool is_dream(const std::filesystem::path& folder) {
+ModelDecoding decoding_of(const std::filesystem::path& folder) {
   namespace models = dllm_cache::models;
   const nlohmann::json config = models::read_json_object(folder / "config.json");
-  return models::family_of({config, folder / "config.json"}).computation ==
-         models::Computation::Dream;
+  const bool dream =
+      models::family_of({config, folder / "config.json"}).computation == models::Computation::Dream;
+  return {.decoder = dream ? "dream" : "llada"};
 }
 
 }  // namespace programs

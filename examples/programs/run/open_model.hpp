@@ -16,8 +16,8 @@ namespace programs {
     const std::filesystem::path& folder, const dllm_cache::models::ComputeOptions& options,
     const TokenSettings& tokens, Warnings& warnings);
 
-/// Whether the model in a folder is decoded like Dream, by its config.json alone: what may be asked
-/// of it is then known before its weights are read. Throws std::runtime_error naming the file.
-[[nodiscard]] bool is_dream(const std::filesystem::path& folder);
+/// How the model in a folder is decoded, by its config.json alone: what may be asked of it is then
+/// known before its weights are read. Throws std::runtime_error naming the file.
+[[nodiscard]] ModelDecoding decoding_of(const std::filesystem::path& folder);
 
 }  // namespace programs

@@ -27,7 +27,8 @@ void Trace::forward(Index sequence, Index forward, const dllm_cache::SequenceSta
   Sequence& record = m_sequences[sequence];
   const auto first = state.tokens().begin() + state.first_to_fill();
   record.prompt.assign(state.tokens().begin(), first);
-  record.before[state.step()].assign(first, state.tokens().end());
+  // A forward that only stores has no step of its own.
+  if (!state.storing()) record.before[state.step()].assign(first, state.tokens().end());
   record.step_of_forward.resize(static_cast<std::size_t>(forward) + 1);
   record.step_of_forward.back() = state.step();
 }

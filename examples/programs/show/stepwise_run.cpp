@@ -54,6 +54,7 @@ void StepwiseRun::watch_step(const dllm_cache::StepReport& report) {
     if (state == TokenState::Provisional) state = TokenState::Masked;
   for (std::size_t i = 0; i < report.predictions.size(); ++i) {
     const dllm_cache::Prediction& one = report.predictions[i];
+    if (one.row >= report.prompt_rows + report.response_rows) continue;  // fills the last block
     const auto place = static_cast<std::size_t>(one.row - report.prompt_rows);
     const bool committed = i < static_cast<std::size_t>(report.committed) &&
                            one.token != m_model.special_tokens().mask;
