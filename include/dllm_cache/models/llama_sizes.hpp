@@ -45,13 +45,12 @@ inline void read_llama_sizes(const ConfigReader& reader, Index absent_head_dim,
                   .feed_forward = bias_rule(reader, {"mlp_bias"}),
                   .head = {}};
   if (kind.biases == AttentionBiases::AsStored) return rules;
-  const std::string usual = "it is usual for " + std::string(kind.architecture);
+  const std::string architecture(kind.architecture);
+  const BiasRule none{.wanted = false, .reason = architecture + " has none"};
   const bool qwen2 = kind.biases == AttentionBiases::QueryKeyValue;
-  if (!named.wanted) rules.query_key_value = {.wanted = qwen2, .reason = usual};
-  if (qwen2)
-    rules.output = {.wanted = false, .reason = usual};
-  else
-    rules.output = rules.query_key_value;
+  if (!named.wanted)
+    rules.query_key_value = qwen2 ? BiasRule{true, architecture + " has it"} : none;
+  rules.output = qwen2 ? none : rules.query_key_value;
   return rules;
 }
 
