@@ -34,6 +34,8 @@ class TensorParallelModel {
     void query_key(MatrixView<const float> x, std::span<const std::int32_t> positions,
                    MatrixView<float> q, MatrixView<float> k) {
       m_model->m_products.apply(normed(x), {{&m_weights->query, q}, {&m_weights->key, k}});
+      m_weights->query_norm.apply_heads(q, m_model->m_team);
+      m_weights->key_norm.apply_heads(k, m_model->m_team);
       m_model->m_rotary.apply(positions, q, m_model->m_team);
       m_model->m_rotary.apply(positions, k, m_model->m_team);
     }

@@ -270,45 +270,53 @@ TEST_CASE(
   CHECK(compared == 15);
 }
 
-TEST_CASE("golden: hidden states after each layer and the logits are the reference's", "[golden]") {
+TEST_CASE("golden: hidden states, keys, values and logits of a forward are the reference's",
+          "[golden]") {
   const auto backend = GENERATE(from_range(golden::backends()));
   models::ThreadTeam team(1);
-  for (const std::string name : {"llada-tiny", "llada-deep", "dream-tiny"}) {
-    const models::SafetensorsFile expected(golden::folder() / ("forward-" + name) /
-                                           "expected.safetensors");
-    const auto model = models::load_model(golden::folder() / "models" / name, {.backend = backend});
+  const std::vector<std::string> names = golden::cases("forward-");
+  REQUIRE(names.size() == 8);
+  Index keys_compared = 0;
+  for (const std::string& name : names) {
+    const golden::Forward golden(name);
+    const auto model = golden.load(backend);
+    const models::TransformerConfig& config = model->config;
+    CHECK(config.prediction_shift == golden.prediction_shift().value_or(config.prediction_shift));
     Runner runner(model, 1);
-    const auto ids = golden::integers(expected.at("input_ids"));
-    const auto rows = static_cast<Index>(expected.at("input_ids").shape.at(1));
-    const auto batch = static_cast<Index>(ids.size()) / rows;
-    const auto part = [&](const std::string& tensor, Index i) {
-      const auto all = models::read_floats(expected.at(tensor));
-      const auto size = static_cast<Index>(all.size()) / batch;
-      return std::vector<float>(all.begin() + i * size, all.begin() + (i + 1) * size);
-    };
-    for (Index i = 0; i < batch; ++i) {
-      const std::vector<std::int32_t> tokens(ids.begin() + i * rows, ids.begin() + (i + 1) * rows);
-      FeatureCache<float> cache(runner.shape(), {.prompt = rows}, NoCache{});
+    const Index rows = golden.rows(), layers = config.layers;
+    for (Index i = 0; i < golden.batch(); ++i) {
+      const auto part = [&](const std::string& tensor) { return golden.part(tensor, i); };
+      FeatureCache<float> cache(runner.shape(), golden.shape(), NoCache{});
       Workspace<float> workspace;
       auto pass = workspace.begin_step(cache);
-      std::vector<float> hidden(static_cast<std::size_t>(rows * model->config.width));
-      const auto x = dense_view(hidden.data(), rows, model->config.width);
-      runner.embed(tokens, x);
-      for (Index layer = 0; layer < model->config.layers; ++layer) {
+      REQUIRE(pass.row_count() == rows);
+      std::vector<float> hidden(static_cast<std::size_t>(rows * config.width));
+      const auto x = dense_view(hidden.data(), rows, config.width);
+      runner.embed(golden.tokens(i), x);
+      for (Index layer = 0; layer < layers; ++layer) {
         INFO(name << " sequence " << i << " before layer " << layer);
-        CHECK(largest_difference(hidden, part("hidden." + std::to_string(layer), i)) <=
+        CHECK(largest_difference(hidden, part("hidden." + std::to_string(layer))) <=
               feature_tolerance);
         pass.layer(runner.layer(layer), x);
+        const std::string prefix = "layer" + std::to_string(layer) + ".";
+        if (golden.expected.find(prefix + "key") == nullptr) continue;
+        CHECK(largest_difference(rows_of(cache.keys(layer), {0, rows}), part(prefix + "key")) <=
+              feature_tolerance);
+        CHECK(largest_difference(rows_of(cache.values(layer), {0, rows}), part(prefix + "value")) <=
+              feature_tolerance);
+        ++keys_compared;
       }
-      // LLaDA's code lists the last hidden state after the final norm, Dream's before it.
+      INFO(name << " sequence " << i);
+      // LLaDA's code lists the last hidden state after the final norm, the others' before it.
       std::vector<float> last = hidden;
-      if (name != "dream-tiny")
-        model->final_norm.apply(x, dense_view(last.data(), rows, model->config.width), team);
-      CHECK(largest_difference(last, part("hidden." + std::to_string(model->config.layers), i)) <=
+      if (config.decoder == "llada")
+        model->final_norm.apply(x, dense_view(last.data(), rows, config.width), team);
+      CHECK(largest_difference(last, part("hidden." + std::to_string(layers))) <=
             feature_tolerance);
-      std::vector<float> logits(static_cast<std::size_t>(rows * model->config.vocabulary));
-      runner.logits(x, dense_view(logits.data(), rows, model->config.vocabulary));
-      CHECK(largest_difference(logits, part("logits", i)) <= logit_tolerance);
+      std::vector<float> logits(static_cast<std::size_t>(rows * config.vocabulary));
+      runner.logits(x, dense_view(logits.data(), rows, config.vocabulary));
+      CHECK(largest_difference(logits, part("logits")) <= logit_tolerance);
     }
   }
+  CHECK(keys_compared == 18);
 }

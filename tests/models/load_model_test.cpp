@@ -255,9 +255,24 @@ TEST_CASE("load_model: any of several end tokens ends a text, from both configur
   CHECK(ends(-1, absent).empty());
   CHECK(ends(nullptr, absent).empty());
   CHECK(ends({-1, 7}, absent) == Tokens{7});
-  CHECK(ends(9, {38, 9, 5}) == Tokens{9, 38, 5});
+  CHECK(ends(9, {38, 9, 5}) == Tokens{38, 9, 5});  // those of the generation come first
   CHECK(ends(nullptr, 5) == Tokens{5});
   CHECK(ends(-1, -1).empty());
+  // What the tokenizer calls its end counts where neither file speaks of ends.
+  checkpoint.write(
+      "tokenizer_config.json",
+      {{"eos_token", "<|end|>"}, {"added_tokens_decoder", {{"33", {{"content", "<|end|>"}}}}}});
+  CHECK(ends(nullptr, absent) == Tokens{33});
+  CHECK(ends(9, absent) == Tokens{9});
+  CHECK(ends(nullptr, 5) == Tokens{5});
+  CHECK(ends(-1, absent).empty());
+  checkpoint.write("tokenizer_config.json", {{"eos_token", {{"content", "<|end|>"}}}});
+  CHECK(ends(nullptr, absent).empty());  // no file numbers it
+  checkpoint.write("added_tokens.json", {{"<|end|>", 32}});
+  CHECK(ends(nullptr, absent) == Tokens{32});
+  checkpoint.write("added_tokens.json", {{"<|end|>", 40}});
+  CHECK_THAT(checkpoint.refusal_with(small_llada(), {}),
+             Contains("end token \"<|end|>\"") && Contains("got 40"));
   for (const Json& bad : {Json(40), Json(-2), Json(1.5), Json("9"), Json::array({9, 40}),
                           Json(std::uint64_t{1} << 63U)}) {
     CHECK_THAT(checkpoint.refusal_with(small_llada(), {{"eos_token_id", bad}}),
@@ -285,6 +300,16 @@ TEST_CASE("load_model: the mask stands in config.json, in other files, or is sai
       "tokenizer_config.json",
       {{"mask_token", "<|mask|>"}, {"added_tokens_decoder", {{"37", {{"content", "<|mask|>"}}}}}});
   CHECK(checkpoint.load()->config.special.mask == 37);
+  // Texts that are known where no file names the mask; the decoder comes before added_tokens.json.
+  for (const char* text : {"<|mdm_mask|>", "<|mask|>", "|<MASK>|", "<MASK>", "<[MASK_TOKEN]>"}) {
+    checkpoint.write("tokenizer_config.json",
+                     {{"added_tokens_decoder", {{"37", {{"content", text}}}}}});
+    checkpoint.write("added_tokens.json", {{"<|mdm_mask|>", 36}});
+    CHECK(checkpoint.load()->config.special.mask == 37);
+    checkpoint.write("tokenizer_config.json", Json::object());
+    checkpoint.write("added_tokens.json", {{text, 36}});
+    CHECK(checkpoint.load()->config.special.mask == 36);
+  }
   checkpoint.write("tokenizer_config.json", {{"mask_token", {{"content", "<|mask|>"}}}});
   checkpoint.write("added_tokens.json", {{"<|mask|>", 36}});
   CHECK(checkpoint.load()->config.special.mask == 36);
@@ -330,7 +355,7 @@ TEST_CASE("load_model: another model is refused by its name, with what is suppor
           "[load_model][refusal]") {
   const Checkpoint checkpoint(small_llada());
   for (const char* architecture :
-       {"LLaDAMoEModelLM", "Qwen2ForCausalLM", "LlamaForCausalLM", "SDARForCausalLM"}) {
+       {"LLaDAMoEModelLM", "Qwen2ForCausalLM", "LlamaForCausalLM", "SDARMoeForCausalLM"}) {
     CHECK_THAT(
         checkpoint.refusal_with(small_llada(), {{"architectures", Json::array({architecture})}}),
         Contains(architecture) && Contains("DreamModel") && Contains("LLaDAModelLM"));

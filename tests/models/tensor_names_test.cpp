@@ -17,6 +17,8 @@ TEST_CASE("TensorNames: a layer's tensors are named by its number", "[models]") 
 TEST_CASE("TensorNames: names are found by architecture", "[models]") {
   CHECK(&tensor_names("LLaDAModelLM") == &llada_names());
   CHECK(&tensor_names("DreamModel") == &dream_names());
+  CHECK(tensor_names("SDARForCausalLM").key_norm == std::string("self_attn.k_norm"));
+  CHECK_FALSE(tensor_names("A2DQwen2LMHeadModel").has_query_key_norms());
 }
 
 TEST_CASE("TensorNames: another architecture is refused by name", "[models][refusal]") {

@@ -7,6 +7,7 @@
 #include <fstream>
 #include <memory>
 #include <nlohmann/json.hpp>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -43,6 +44,55 @@ inline std::vector<models::Backend> backends() {
   if (models::has_onednn) all.push_back(models::Backend::OneDnn);
   return all;
 }
+
+/// The object in a JSON file, empty where there is no such file.
+inline nlohmann::json read_request(const std::filesystem::path& path) {
+  std::ifstream file(path);
+  return file ? nlohmann::json::parse(file) : nlohmann::json::object();
+}
+
+/// A folder `forward-*`: one forward over all rows, and what each layer of the reference gave.
+struct Forward {
+  explicit Forward(const std::string& name)
+      : request(read_request(folder() / name / "case.json")),
+        expected(folder() / name / "expected.safetensors"),
+        model(request.value("model", name.substr(std::string("forward-").size()))) {}
+
+  [[nodiscard]] std::shared_ptr<const models::TransformerModel> load(
+      models::Backend backend) const {
+    return models::load_model(folder() / "models" / model, {.backend = backend});
+  }
+  [[nodiscard]] Index rows() const {
+    return static_cast<Index>(expected.at("input_ids").shape.at(1));
+  }
+  [[nodiscard]] Index batch() const {
+    return static_cast<Index>(expected.at("input_ids").shape.at(0));
+  }
+  [[nodiscard]] std::vector<std::int32_t> tokens(Index i) const {
+    const std::vector<std::int64_t> all = integers(expected.at("input_ids"));
+    return {all.begin() + i * rows(), all.begin() + (i + 1) * rows()};
+  }
+  /// The part of sequence i of a tensor `[batch, ...]`.
+  [[nodiscard]] std::vector<float> part(const std::string& tensor, Index i) const {
+    const std::vector<float> all = models::read_floats(expected.at(tensor));
+    const auto size = static_cast<Index>(all.size()) / batch();
+    return {all.begin() + i * size, all.begin() + (i + 1) * size};
+  }
+  /// All rows are live: with block-causal attention none may lie behind the active block.
+  [[nodiscard]] dllm_cache::SequenceShape shape() const {
+    return {.response = rows(),
+            .attention_block = request.value("attention_block", Index{0}),
+            .attention_phase = request.value("attention_phase", Index{0})};
+  }
+  [[nodiscard]] std::optional<Index> prediction_shift() const {
+    if (!request.contains("prediction_shift")) return std::nullopt;
+    return request.at("prediction_shift").get<Index>();
+  }
+
+  nlohmann::json request;
+  models::SafetensorsFile expected;
+  std::string model;  ///< The folder in `models/`.
+};
 
 /// One folder of the golden cases: the request, and what the public reference answered.
 struct Case {
@@ -117,12 +167,6 @@ struct Case {
 
   nlohmann::json request;
   models::SafetensorsFile expected;
-
- private:
-  static nlohmann::json read_request(const std::filesystem::path& path) {
-    std::ifstream file(path);
-    return nlohmann::json::parse(file);
-  }
 };
 
 }  // namespace golden

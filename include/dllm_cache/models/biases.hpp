@@ -11,18 +11,20 @@
 
 namespace dllm_cache::inline v0_1::models::detail {
 
-/// What config.json says about a group of biases.
+/// What is said about a group of biases.
 struct BiasRule {
   /// True: they must be there. False: they must not. None: the files decide.
   std::optional<bool> wanted;
-  std::string key;  ///< Which key says so, for messages.
+  std::string reason;  ///< What says so, for messages.
 };
 
 /// Reads a rule from the first of the keys that is there.
 [[nodiscard]] inline BiasRule bias_rule(const ConfigReader& reader,
                                         std::initializer_list<const char*> keys) {
   for (const char* key : keys)
-    if (const auto wanted = reader.optional_bool(key)) return {wanted, key};
+    if (const auto wanted = reader.optional_bool(key))
+      return {wanted,
+              "key " + in_quotes(key) + " of config.json is " + (*wanted ? "true" : "false")};
   return {};
 }
 
@@ -52,13 +54,10 @@ struct Biases {
     if (first.empty()) first = name + ".bias";
   }
   if (rule.wanted == false && !there.empty())
-    refuse_tensor(folder.path(), there, "expected no such bias, since key ", in_quotes(rule.key),
-                  " of config.json is false, got one");
+    refuse_tensor(folder.path(), there, "expected no such bias, since ", rule.reason, ", got one");
   if (missing.empty() || (rule.wanted != true && there.empty())) return missing.empty();
   refuse_tensor(folder.path(), missing, "expected this bias, since ",
-                rule.wanted == true ? "key " + in_quotes(rule.key) + " of config.json is true"
-                                    : in_quotes(there) + " is there",
-                ", got none");
+                rule.wanted == true ? rule.reason : in_quotes(there) + " is there", ", got none");
 }
 
 /// Finds which biases a checkpoint with so many layers has; see has_biases().

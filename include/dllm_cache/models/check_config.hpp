@@ -14,9 +14,9 @@ namespace dllm_cache::inline v0_1::models {
 
 namespace detail {
 
-/// Whether a row of the table has this key.
-[[nodiscard]] inline bool has_name(const ConfigKeys& row, std::string_view key) {
-  std::string_view rest = row.names;
+/// Whether names of the table have this key: separated by spaces, one with '*' is a beginning.
+[[nodiscard]] inline bool has_name(std::string_view names, std::string_view key) {
+  std::string_view rest = names;
   while (!rest.empty()) {
     const std::string_view name = rest.substr(0, rest.find(' '));
     rest.remove_prefix(std::min(rest.size(), name.size() + 1));
@@ -29,7 +29,8 @@ namespace detail {
 /// The row of a key under these names, or nullptr. Whole names come before beginnings.
 [[nodiscard]] inline const ConfigKeys* find_key(std::string_view key, Naming naming) {
   for (const ConfigKeys& row : config_keys)
-    if ((row.naming == Naming::All || row.naming == naming) && has_name(row, key)) return &row;
+    if ((row.naming == Naming::All || row.naming == naming) && has_name(row.names, key))
+      return &row;
   return nullptr;
 }
 
@@ -60,13 +61,16 @@ inline void check_restricted(const ConfigReader& reader, std::string_view key,
 }  // namespace detail
 
 /// Checks all keys of config.json against the table: config_keys. Gives a warning that names those
-/// that it does not have, or none.
+/// that it does not have, or none. `computed` are further keys, separated by spaces, that this kind
+/// of model reads whatever the table says of them.
 ///
 /// Throws std::runtime_error naming file, key and value of a restricted key.
 [[nodiscard]] inline std::optional<std::string> check_keys(const ConfigReader& reader,
-                                                           Naming naming) {
+                                                           Naming naming,
+                                                           std::string_view computed = {}) {
   std::string unknown;
   for (const auto& [key, value] : reader.object().items()) {
+    if (detail::has_name(computed, key)) continue;
     const ConfigKeys* const row = detail::find_key(key, naming);
     if (row == nullptr && !value.is_null())
       unknown += (unknown.empty() ? "" : ", ") + detail::in_quotes(key);

@@ -109,6 +109,7 @@ inline constexpr std::array<ConfigKeys, 63> config_keys = {{
     {Naming::All, KeyUse::Restricted, "sliding_window_pattern", R"([])",
      "attention within a window"},
     {Naming::All, KeyUse::Restricted, "attention_chunk_size", R"([])", "attention within chunks"},
+    // Computed for the kind whose Family::block_key it is.
     {Naming::All, KeyUse::Restricted, "block_size bd_size", R"([])", "attention by blocks"},
     {Naming::All, KeyUse::Restricted, "is_causal", R"([false])", "causal attention"},
     {Naming::All, KeyUse::Restricted, "clip_qkv", R"([])", "clamped queries, keys and values"},
@@ -152,7 +153,7 @@ inline constexpr std::array<ConfigKeys, 63> config_keys = {{
      "torchscript use_bfloat16 tf_legacy_loss chunk_size_feed_forward "
      "tie_encoder_decoder finetuning_task id2label label2id tokenizer_class prefix "
      "task_specific_params problem_type is_decoder cross_attention_hidden_size "
-     "use_return_dict _*"},
+     "use_return_dict debug fuse_cross_entropy conplemenrary_mask _*"},
     {Naming::All, KeyUse::Restricted, "pruned_heads", R"([{}])", "heads that were cut out"},
     {Naming::All, KeyUse::Restricted, "is_encoder_decoder add_cross_attention", R"([false])",
      "an encoder"},

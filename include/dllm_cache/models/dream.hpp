@@ -5,8 +5,7 @@
 
 #include "dllm_cache/models/checkpoint/checkpoint_folder.hpp"
 #include "dllm_cache/models/family.hpp"
-#include "dllm_cache/models/llama_sizes.hpp"
-#include "dllm_cache/models/load_parts.hpp"
+#include "dllm_cache/models/load_transformer.hpp"
 #include "dllm_cache/models/transformer_model.hpp"
 
 namespace dllm_cache::inline v0_1::models {
@@ -19,17 +18,8 @@ namespace dllm_cache::inline v0_1::models {
 [[nodiscard]] inline std::shared_ptr<const TransformerModel> load_dream(
     const CheckpointFolder& folder, const ComputeOptions& options = {},
     const TokenChoice& tokens = {}) {
-  const ConfigReader reader = folder.config_reader();
-  require_computation(reader, Computation::Dream);
-  auto model = std::make_shared<TransformerModel>();
-  model->compute = options;
-  TransformerConfig& config = model->config;
-  detail::read_llama_sizes(reader, config);
-  const double epsilon = detail::norm_epsilon(reader, 1e-6);
-  config.prediction_shift = 1;
-  detail::read_common(reader, Naming::Llama, tokens, config.vocabulary, *model);
-  detail::load_tensors(folder, dream_names(), detail::llama_bias_rules(reader), epsilon, *model);
-  return model;
+  return detail::load_transformer(
+      folder, required_family(folder.config_reader(), Computation::Dream), options, tokens);
 }
 
 }  // namespace dllm_cache::inline v0_1::models

@@ -7,6 +7,7 @@
 #include "dllm_cache/models/dream.hpp"
 #include "dllm_cache/models/family.hpp"
 #include "dllm_cache/models/llada.hpp"
+#include "dllm_cache/models/load_transformer.hpp"
 #include "dllm_cache/models/transformer_runner.hpp"
 
 namespace dllm_cache::inline v0_1::models {
@@ -24,8 +25,7 @@ namespace dllm_cache::inline v0_1::models {
   const ConfigReader reader(config, path / "config.json");
   const Family& family = family_of(reader);
   const CheckpointFolder folder(path);
-  return family.computation == Computation::Dream ? load_dream(folder, options, tokens)
-                                                  : load_llada(folder, options, tokens);
+  return detail::load_transformer(folder, family, options, tokens);
 }
 
 }  // namespace dllm_cache::inline v0_1::models

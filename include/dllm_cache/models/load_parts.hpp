@@ -3,8 +3,9 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <initializer_list>
+#include <optional>
 #include <string>
+#include <utility>
 
 #include "dllm_cache/models/biases.hpp"
 #include "dllm_cache/models/check_config.hpp"
@@ -27,22 +28,30 @@ inline void require_divisor(const ConfigReader& reader, const char* key, const H
     reader.refuse(key, base::text("a divisor of the number of heads, ", shape.heads));
 }
 
-/// The epsilon of the norms: `rms_norm_eps`, or `absent`; other models of this shape call it
-/// `layer_norm_eps`, which must not differ.
-[[nodiscard]] inline double norm_epsilon(const ConfigReader& reader, double absent) {
+/// The epsilon of the norms: `rms_norm_eps`, or `absent`, without which the key must be there;
+/// other models of this shape call it `layer_norm_eps`, which must not differ.
+[[nodiscard]] inline double norm_epsilon(const ConfigReader& reader, std::optional<double> absent) {
   const auto named = reader.optional_number("layer_norm_eps", 0.0, 1.0);
-  const double epsilon = reader.optional_number("rms_norm_eps", 0.0, 1.0).value_or(absent);
+  const auto own = reader.optional_number("rms_norm_eps", 0.0, 1.0);
+  if (!own && !absent) reader.refuse("rms_norm_eps", "a number in [0, 1]");
+  const double epsilon = own ? *own : *absent;
   if (named && *named != epsilon)
     reader.refuse("layer_norm_eps", base::text("rms_norm_eps = ", epsilon, ", null or absent"));
   return epsilon;
 }
 
-/// What the loaders read in the same way: keys that must be known, positions, special tokens.
-/// `config.vocabulary` and `config.heads` are set; tokens are below `vocabulary`.
-inline void read_common(const ConfigReader& reader, Naming naming, const TokenChoice& tokens,
+/// What is read of every kind in the same way: keys that must be known, blocks of attention,
+/// positions, special tokens. `config.vocabulary` and `config.heads` are set; tokens are below
+/// `vocabulary`.
+inline void read_common(const ConfigReader& reader, const Family& kind, const TokenChoice& tokens,
                         Index vocabulary, TransformerModel& model) {
   TransformerConfig& config = model.config;
-  if (auto warning = check_keys(reader, naming)) model.warnings.push_back(*std::move(warning));
+  if (auto warning = check_keys(reader, kind.naming, kind.block_key))
+    model.warnings.push_back(*std::move(warning));
+  config.attention_block = kind.block;
+  if (!kind.block_key.empty())
+    if (const auto block = reader.optional_integer(kind.block_key, 1, Index{1} << 31))
+      config.attention_block = *block;
   const RotaryConfig rotary = rotary_config(reader);
   config.rotary_theta = rotary.theta.value_or(10000.0);
   config.rotary_scaling = rotary.scaling.value_or(RotaryScaling{});
@@ -63,10 +72,10 @@ inline void load_tensors(const CheckpointFolder& folder, const TensorNames& name
   const Index width = config.width, queries = config.query_width(), keys = config.kv_width();
   const bool tied = folder.config_reader().optional_bool(names.tied).value_or(false);
   const Biases biases = find_biases(folder, names, config.layers, rules, tied);
-  const auto norm = [&](const std::string& name) {
+  const auto norm = [&](const std::string& name, Index size, bool bias) {
     RmsNorm made;
-    made.weight = read_floats(folder.weight(name + ".weight", {width}));
-    if (biases.norms) made.bias = read_floats(folder.weight(name + ".bias", {width}));
+    made.weight = read_floats(folder.weight(name + ".weight", {size}));
+    if (bias) made.bias = read_floats(folder.weight(name + ".bias", {size}));
     made.epsilon = static_cast<float>(epsilon);
     return made;
   };
@@ -82,17 +91,21 @@ inline void load_tensors(const CheckpointFolder& folder, const TensorNames& name
   for (Index number = 0; number < config.layers; ++number) {
     const std::string prefix = names.of_layer(number);
     LayerWeights& layer = model.layers.emplace_back();
-    layer.attention_norm = norm(prefix + names.attention_norm);
-    layer.feed_forward_norm = norm(prefix + names.feed_forward_norm);
+    layer.attention_norm = norm(prefix + names.attention_norm, width, biases.norms);
+    layer.feed_forward_norm = norm(prefix + names.feed_forward_norm, width, biases.norms);
     layer.query = linear(prefix + names.query, queries, width, biases.query_key_value);
     layer.key = linear(prefix + names.key, keys, width, biases.query_key_value);
     layer.value = linear(prefix + names.value, keys, width, biases.query_key_value);
+    if (names.has_query_key_norms()) {  // one weight for all heads
+      layer.query_norm = norm(prefix + names.query_norm, config.heads.head_dim, false);
+      layer.key_norm = norm(prefix + names.key_norm, config.heads.head_dim, false);
+    }
     layer.output = linear(prefix + names.output, width, queries, biases.output);
     layer.gate = linear(prefix + names.gate, config.feed_forward, width, biases.feed_forward);
     layer.up = linear(prefix + names.up, config.feed_forward, width, biases.feed_forward);
     layer.down = linear(prefix + names.down, width, config.feed_forward, biases.feed_forward);
   }
-  model.final_norm = norm(names.final_norm);
+  model.final_norm = norm(names.final_norm, width, biases.norms);
   model.head = tied ? Linear(model.embedding, nullptr, model.compute)
                     : linear(names.head, config.vocabulary, width, biases.head);
   if (auto warning = check_unread(folder, names, tied))

@@ -34,6 +34,11 @@ namespace detail {
          std::filesystem::file_type::not_found;
 }
 
+/// What models call their mask where no file names it: LLaDA, its kin and A2D, Fast-dLLM v2, SDAR,
+/// Stable-DiffCoder.
+inline constexpr std::array<const char*, 5> mask_texts = {"<|mdm_mask|>", "<|mask|>", "|<MASK>|",
+                                                          "<MASK>", "<[MASK_TOKEN]>"};
+
 /// Finds the special tokens of a checkpoint in its folder.
 class SpecialIds {
  public:
@@ -45,12 +50,19 @@ class SpecialIds {
   }
 
   /// The choice's tokens and the checkpoint's; adds to `warnings` where two files disagree.
+  ///
+  /// Ends are those of generation_config.json, then those of config.json, as Python's generate()
+  /// knows them: the first fills what follows a text. Where neither speaks of them the tokenizer's
+  /// `eos_token` ends a text. The mask is the choice's, else that of config.json, of
+  /// generation_config.json, or of the tokenizer's files.
   [[nodiscard]] SpecialTokens read(const TokenChoice& choice,
                                    std::vector<std::string>& warnings) const {
     SpecialTokens special;
     const ConfigReader generation = generation_reader();
-    for (const ConfigReader* reader : {&m_config, &generation})
+    for (const ConfigReader* reader : {&generation, &m_config})
       for (const std::int32_t token : list(*reader, "eos_token_id")) special.end_of_text.add(token);
+    if (generation.find("eos_token_id") == nullptr && m_config.find("eos_token_id") == nullptr)
+      if (const auto token = end_of_tokenizer()) special.end_of_text.add(*token);
     for (const std::int32_t token : choice.end) special.end_of_text.add(checked("end", token));
     special.mask = choice.mask ? checked("mask", *choice.mask) : find_mask(generation, warnings);
     return special;
@@ -115,20 +127,34 @@ class SpecialIds {
   // Where config.json is silent the tokenizer may name the mask and number it.
   [[nodiscard]] std::optional<std::int32_t> mask_of_tokenizer() const {
     const nlohmann::json settings = read("tokenizer_config.json");
-    const nlohmann::json added = read("added_tokens.json");
     std::vector<std::string> texts;
     if (auto text = token_text(settings, "mask_token")) texts.push_back(*text);
     if (auto text = token_text(read("special_tokens_map.json"), "mask_token"))
       texts.push_back(*text);
-    // What LLaDA and its kin call it where no file names it.
-    if (texts.empty()) texts = {"<|mdm_mask|>", "<|mask|>"};
-    for (const std::string& text : texts)
-      for (const auto& id : {id_in_decoder(settings, text), id_in_map(added, text)})
-        if (id) return checked_id(*id, text);
-    const nlohmann::json tokenizer = read("tokenizer.json");  // large: last
-    for (const std::string& text : texts)
-      if (const auto id = id_in_tokenizer(tokenizer, text)) return checked_id(*id, text);
-    return std::nullopt;
+    if (texts.empty()) texts.assign(mask_texts.begin(), mask_texts.end());
+    return find_text(settings, texts, "mask");
+  }
+
+  // Where no configuration says what ends a text the tokenizer may.
+  [[nodiscard]] std::optional<std::int32_t> end_of_tokenizer() const {
+    const nlohmann::json settings = read("tokenizer_config.json");
+    const auto text = token_text(settings, "eos_token");
+    return text ? find_text(settings, {*text}, "end") : std::nullopt;
+  }
+
+  // The token of the first text that a file numbers; one file after the other.
+  [[nodiscard]] std::optional<std::int32_t> find_text(const nlohmann::json& settings,
+                                                      const std::vector<std::string>& texts,
+                                                      const char* what) const {
+    const auto found = [&](const nlohmann::json& file,
+                           const auto& id_in) -> std::optional<std::int32_t> {
+      for (const std::string& text : texts)
+        if (const auto id = id_in(file, text)) return checked_id(*id, text, what);
+      return std::nullopt;
+    };
+    if (const auto token = found(settings, id_in_decoder)) return token;
+    if (const auto token = found(read("added_tokens.json"), id_in_map)) return token;
+    return found(read("tokenizer.json"), id_in_tokenizer);  // large: last
   }
 
   [[nodiscard]] nlohmann::json read(const char* name) const {
@@ -176,9 +202,10 @@ class SpecialIds {
     return std::nullopt;
   }
 
-  [[nodiscard]] std::int32_t checked_id(std::int64_t id, const std::string& text) const {
+  [[nodiscard]] std::int32_t checked_id(std::int64_t id, const std::string& text,
+                                        const char* what) const {
     if (id < 0 || id >= m_vocabulary)
-      refuse_file(m_folder, "the tokenizer's mask token ", in_quotes(text),
+      refuse_file(m_folder, "the tokenizer's ", what, " token ", in_quotes(text),
                   ": expected an id in [0, ", m_vocabulary - 1, "], got ", id);
     return static_cast<std::int32_t>(id);
   }

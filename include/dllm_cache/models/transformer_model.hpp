@@ -14,8 +14,8 @@
 
 namespace dllm_cache::inline v0_1::models {
 
-/// What LLaDA and Dream have in common: a pre-norm transformer with rotary embedding, grouped
-/// queries and a gated feed-forward. Read from config.json by the loaders, which check the ranges.
+/// What all kinds have in common: a pre-norm transformer with rotary embedding, grouped queries and
+/// a gated feed-forward. Read from config.json by the loaders, which check the ranges.
 struct TransformerConfig {
   Index layers = 0;
   Index width = 0;
@@ -26,6 +26,10 @@ struct TransformerConfig {
   RotaryScaling rotary_scaling;
   Index max_positions = 0;  ///< Rows that the model was made for, 0 where config.json has no word.
   Index prediction_shift = 0;
+  /// Rows in a block of the block-causal attention that the checkpoint was made for; 0: it is
+  /// bidirectional, or no one says.
+  Index attention_block = 0;
+  std::string decoder;  ///< Loop that decodes by default: llada, dream, mdlm, sdar, fastdllm-v2.
   SpecialTokens special;
 
   [[nodiscard]] Index query_width() const { return heads.heads * heads.head_dim; }
@@ -37,7 +41,8 @@ struct LayerWeights {
   RmsNorm attention_norm;
   RmsNorm feed_forward_norm;
   Linear query, key, value, output;
-  Linear gate, up, down;
+  RmsNorm query_norm, key_norm;  ///< `[head_dim]`, for each head by itself; empty weight: none.
+  Linear gate, up, down;         // the router and experts of a mixture would stand here
 };
 
 /// A loaded model: const, shared between threads; see load_model and TransformerRunner.

@@ -22,7 +22,8 @@ class TransformerLayerHandle {
 
   /// x `[m, d]` -> v `[m, kv]`.
   void value(MatrixView<const float> x, MatrixView<float> v);
-  /// x `[m, d]`, positions `[m]` -> q `[m, heads * head_dim]`, k `[m, kv]`, both rotated.
+  /// x `[m, d]`, positions `[m]` -> q `[m, heads * head_dim]`, k `[m, kv]`, both normed where the
+  /// model does so, head by head, and rotated.
   void query_key(MatrixView<const float> x, std::span<const std::int32_t> positions,
                  MatrixView<float> q, MatrixView<float> k);
   /// x `[m, d]`, q `[m, heads * head_dim]` -> u `[m, d]` = attention + feed-forward output.
@@ -153,6 +154,8 @@ inline void TransformerLayerHandle::query_key(MatrixView<const float> x,
   runner.m_normed.fill(
       [&](auto normed) { m_weights->attention_norm.apply(x, normed, runner.m_team); });
   runner.m_products.apply(runner.m_normed, {{&m_weights->query, q}, {&m_weights->key, k}});
+  m_weights->query_norm.apply_heads(q, runner.m_team);
+  m_weights->key_norm.apply_heads(k, runner.m_team);
   runner.m_rotary.apply(positions, q, runner.m_team);
   runner.m_rotary.apply(positions, k, runner.m_team);
 }

@@ -45,6 +45,17 @@ struct RmsNorm {
     });
   }
 
+  /// The norm of every head by itself, in place: x `[m, heads * n]` for a weight `[n]`. A norm
+  /// without weight leaves x as it is.
+  void apply_heads(MatrixView<float> x, ThreadTeam& team) const {
+    const auto size = static_cast<Index>(weight.size());
+    if (size == 0) return;
+    team.for_rows(x.rows, static_cast<double>(x.rows * x.cols), [&](Index row) {
+      for (float* head = x.row(row); head < x.row(row) + x.cols; head += size)
+        apply_row(head, head, size);
+    });
+  }
+
  private:
   template <ProductScalar Element>
   void apply_row(const float* x, Element* y, Index width) const {
