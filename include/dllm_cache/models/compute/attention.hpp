@@ -53,21 +53,24 @@ class Attention {
   [[nodiscard]] double operations() const { return m_operations; }
 
  private:
-  // Up to so many steps with few rows each are faster one after the other.
-  static constexpr std::size_t few_steps = 4;
-
   // The steps of one staircase.
   template <StoredScalar Stored>
   void attend_steps(MatrixView<const float> q, std::span<const Segment<Stored>> steps,
                     const HeadShape& shape, ProductInput& out) {
-    bool few = steps.size() <= few_steps;
+    const Index group = shape.heads / shape.kv_heads;
+    bool few = true;
+    Index queries = 0;  // a step costs as if its last eight were full
     for (const Segment<Stored>& step : steps) {
       const Index rows = step.end - step.begin;
       // For many rows, too, so that a later step with fewer finds it.
       detail::FewRowsAttention<Stored>::reserve(step.keys.rows, shape, *m_team);
       few = few && detail::few_rows_suit(rows, shape);
+      queries += (rows * group + detail::queries_together - 1) / detail::queries_together *
+                 detail::queries_together;
       m_operations += attention_operations(rows, step.keys.rows, shape);
     }
+    // Several steps one after the other may cost no more than the largest one that suits.
+    few = few && queries <= detail::most_queries;
     if (few) {
       for (const Segment<Stored>& step : steps)
         out.fill([&](auto to) { detail::attend_few(q, step, shape, to, *m_team); });
