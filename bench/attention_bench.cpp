@@ -5,9 +5,11 @@
 //   flops   operations a second, of which stairs have about half as many
 #include <benchmark/benchmark.h>
 
+#include <cmath>
 #include <exception>
 #include <span>
 #include <string>
+#include <type_traits>
 #include <vector>
 
 #include "dllm_cache/models/compute/attention.hpp"
@@ -57,6 +59,24 @@ void run_attention(benchmark::State& state, Index block, bool alone,
   } catch (const std::exception& error) {
     state.SkipWithError(error.what());  // oneDNN multiplies bf16 on some processors alone
     return;
+  }
+  // The first rows, some in between and the last equal those computed on their own.
+  models::ProductInput own;
+  own.resize(rows, width, rows, models::multiplies_bf16(options));
+  for (const std::size_t i : {std::size_t{0}, all.size() / 2, all.size() - 1}) {
+    attention.attend(dense_view(q.data(), rows, width), all.subspan(i, 1), shape, own);
+    out.fill([&]<class Element>(MatrixView<Element> found) {
+      MatrixView<Element> expected;
+      if constexpr (std::is_same_v<Element, float>)
+        expected = own.floats();
+      else
+        expected = own.rounded();
+      const float tolerance = out.narrow() ? 0.03F : 1e-5F;
+      for (Index at = all[i].begin * width; at < all[i].end * width; ++at)
+        if (!(std::abs(static_cast<float>(found.data[at]) - static_cast<float>(expected.data[at])) <
+              tolerance))
+          return state.SkipWithError("rows differ from those computed on their own");
+    });
   }
   const double before = attention.operations();
   for (auto _ : state) attend();
