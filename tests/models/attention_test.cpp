@@ -9,11 +9,13 @@
 #include <span>
 #include <stdexcept>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "dllm_cache/base/large_pages.hpp"
 #include "dllm_cache/models/compute/row_operations.hpp"
 #include "tests/models/all_options.hpp"
+#include "tests/support/allocation_counter.hpp"
 #include "tests/support/random_numbers.hpp"
 #include "tests/support/refusal.hpp"
 
@@ -60,14 +62,22 @@ struct Problem {
   std::vector<Stored> k, v;
 };
 
+// What computes attention reads: queries, and segments of keys and values that others own.
 template <class Stored>
-std::vector<double> plain_attention(const Problem<Stored>& problem) {
-  const Index dim = problem.shape.head_dim, group = problem.shape.heads / problem.shape.kv_heads;
-  std::vector<double> out(problem.q.size());
-  for (const Segment<Stored>& segment : problem.segments())
+struct Task {
+  HeadShape shape;
+  MatrixView<const float> q;
+  std::vector<Segment<Stored>> segments;
+};
+
+template <class Stored>
+std::vector<double> plain_attention(const Task<Stored>& task) {
+  const Index dim = task.shape.head_dim, group = task.shape.heads / task.shape.kv_heads;
+  std::vector<double> out(static_cast<std::size_t>(task.q.rows * task.q.cols));
+  for (const Segment<Stored>& segment : task.segments)
     for (Index row = segment.begin; row < segment.end; ++row)
-      for (Index head = 0; head < problem.shape.heads; ++head) {
-        const float* query = problem.queries().row(row) + head * dim;
+      for (Index head = 0; head < task.shape.heads; ++head) {
+        const float* query = task.q.row(row) + head * dim;
         const Index column = head / group * dim;
         std::vector<double> weights;
         double best = -std::numeric_limits<double>::infinity(), sum = 0.0;
@@ -85,7 +95,7 @@ std::vector<double> plain_attention(const Problem<Stored>& problem) {
           for (Index key = 0; key < segment.keys.rows; ++key)
             total += weights[static_cast<std::size_t>(key)] *
                      static_cast<double>(segment.values.row(key)[column + i]);
-          out[static_cast<std::size_t>((row * problem.shape.heads + head) * dim + i)] = total / sum;
+          out[static_cast<std::size_t>((row * task.shape.heads + head) * dim + i)] = total / sum;
         }
       }
   return out;
@@ -103,28 +113,39 @@ double largest_difference(const std::vector<float>& found, const std::vector<dou
 // Every way that computes attention of this stored type, with its tolerance: values are of size 2;
 // bf16 weights have 8 bits, and rounding the rows once more costs 2^-8 of a value, less than 0.01.
 template <class Stored, class Check>
-void each_way(const Problem<Stored>& problem, int threads, const Check& check) {
+void each_way(const Task<Stored>& task, int threads, const Check& check) {
   models::ThreadTeam team(threads);
-  const auto segments = problem.segments();
   for (const models::ComputeOptions& options : all_options()) {
     models::Attention attention(options, team);
     models::ProductInput out;
-    out.resize(problem.rows, problem.width_out(), problem.rows, models::multiplies_bf16(options));
+    out.resize(task.q.rows, task.q.cols, task.q.rows, models::multiplies_bf16(options));
     std::vector<float> found;
     out.fill([&]<class Element>(MatrixView<Element> rows) {
-      const auto count = static_cast<std::ptrdiff_t>(problem.q.size());
+      const auto count = static_cast<std::ptrdiff_t>(task.q.rows * task.q.cols);
       std::fill_n(rows.data, count, std::numeric_limits<Element>::quiet_NaN());
-      attention.attend(problem.queries(), std::span<const Segment<Stored>>(segments), problem.shape,
-                       out);
+      attention.attend(task.q, std::span<const Segment<Stored>>(task.segments), task.shape, out);
       found.assign(rows.data, rows.data + count);
     });
     INFO("backend " << models::name_of(options.backend) << ", precision "
-                    << static_cast<int>(options.precision) << ", " << problem.rows << " rows, "
-                    << problem.keys << " keys, " << problem.shape.heads << " heads on "
-                    << problem.shape.kv_heads << ", head_dim " << problem.shape.head_dim << ", "
-                    << threads << " threads");
+                    << static_cast<int>(options.precision) << ", " << task.q.rows << " rows, "
+                    << task.segments.size() << " segments, " << task.segments.back().keys.rows
+                    << " keys, " << task.shape.heads << " heads on " << task.shape.kv_heads
+                    << ", head_dim " << task.shape.head_dim << ", " << threads << " threads");
     check(found, out.narrow() ? 0.06 : 2e-5);
   }
+}
+
+template <class Stored, class Check>
+void each_way(const Problem<Stored>& problem, int threads, const Check& check) {
+  each_way(Task<Stored>{problem.shape, problem.queries(), problem.segments()}, threads, check);
+}
+
+template <class Stored>
+void check_against_plain(const Task<Stored>& task, int threads) {
+  const std::vector<double> expected = plain_attention(task);
+  each_way(task, threads, [&](const std::vector<float>& found, double tolerance) {
+    CHECK(largest_difference(found, expected) <= tolerance);
+  });
 }
 
 template <class Stored>
@@ -135,11 +156,62 @@ void check_all_shapes() {
     for (const Index rows : {1, 2, 5, 17, 40})
       for (const Index keys : {1, 2, 17, 64, 333}) {
         const Problem<Stored> problem(rows, keys, shape);
-        const std::vector<double> expected = plain_attention(problem);
-        each_way(problem, 1 + static_cast<int>(rows % 2),
-                 [&](const std::vector<float>& found, double tolerance) {
-                   CHECK(largest_difference(found, expected) <= tolerance);
-                 });
+        check_against_plain(Task<Stored>{shape, problem.queries(), problem.segments()},
+                            1 + static_cast<int>(rows % 2));
+      }
+}
+
+// Keys and values of one sequence, with what is no number behind them.
+template <class Stored>
+struct Sequence {
+  Sequence(Index rows, Index columns, std::uint64_t number) : keys(rows), width(columns) {
+    RandomNumbers random(seed + number);
+    for (const float x : random.vector<float>(rows * columns, 1.0)) k.push_back(Stored(x));
+    for (const float x : random.vector<float>(rows * columns, 2.0)) v.push_back(Stored(x));
+    for (std::vector<Stored>* const all : {&k, &v})
+      all->insert(all->end(), static_cast<std::size_t>(70 * columns),
+                  std::numeric_limits<Stored>::quiet_NaN());
+  }
+  [[nodiscard]] Segment<Stored> segment(Index begin, Index end, Index seen) const {
+    return {begin, end, {k.data(), seen, width, width}, {v.data(), seen, width, width}};
+  }
+  Index keys, width;
+  std::vector<Stored> k, v;
+};
+
+// Rows of one sequence that see one another block by block, and all keys that were there before.
+// The first step ends after `first` rows, whatever the block.
+template <class Stored>
+void append_steps(std::vector<Segment<Stored>>& segments, const Sequence<Stored>& sequence,
+                  Index rows, Index block, Index first) {
+  const Index begin = segments.empty() ? 0 : segments.back().end;
+  for (Index done = 0; done < rows;) {
+    const Index end = std::min(rows, done == 0 ? first : done + block);
+    segments.push_back(sequence.segment(begin + done, begin + end, sequence.keys - rows + end));
+    done = end;
+  }
+}
+
+std::vector<float> random_queries(Index rows, const HeadShape& shape) {
+  return RandomNumbers(seed).vector<float>(rows * shape.heads * shape.head_dim, 3.0);
+}
+
+template <class Stored>
+void check_all_stairs() {
+  for (const HeadShape& shape :
+       {HeadShape{4, 4, 16}, HeadShape{4, 2, 24}, HeadShape{7, 1, 32}, HeadShape{2, 2, 128}})
+    for (const Index block : {1, 3, 4, 32})
+      for (const Index rows : {1, 2, 37, 300}) {
+        const Index width = shape.kv_heads * shape.head_dim, other = rows / 2 + 1;
+        const Sequence<Stored> one(rows, width, 1), two(other + 45, width, 2);
+        std::vector<Segment<Stored>> segments;
+        append_steps(segments, one, rows, block, block);  // ends with a ragged step
+        append_steps(segments, two, other, block, std::max<Index>(1, block / 2));
+        const std::vector<float> q = random_queries(rows + other, shape);
+        check_against_plain(
+            Task<Stored>{shape, dense_view(q.data(), rows + other, shape.heads * shape.head_dim),
+                         segments},
+            1 + static_cast<int>(block % 2));
       }
 }
 
@@ -151,6 +223,126 @@ TEST_CASE("attention: every backend equals the plain one with float32 features",
 
 TEST_CASE("attention: every backend equals the plain one with bf16 features", "[attention]") {
   check_all_shapes<Eigen::bfloat16>();
+}
+
+TEST_CASE("attention: the steps of a staircase equal the plain ones with float32 features",
+          "[attention]") {
+  check_all_stairs<float>();
+}
+
+TEST_CASE("attention: the steps of a staircase equal the plain ones with bf16 features",
+          "[attention]") {
+  check_all_stairs<Eigen::bfloat16>();
+}
+
+TEST_CASE("attention: the steps of a staircase equal the plain ones with half features",
+          "[attention]") {
+  const HeadShape shape{4, 2, 24};
+  const Sequence<Eigen::half> sequence(200, 48, 1);
+  std::vector<Segment<Eigen::half>> segments;
+  append_steps(segments, sequence, 137, 4, 3);
+  const std::vector<float> q = random_queries(137, shape);
+  check_against_plain(Task<Eigen::half>{shape, dense_view(q.data(), 137, 96), segments}, 2);
+}
+
+TEST_CASE("attention: steps of any heights, and keys that become fewer, make no difference",
+          "[attention]") {
+  const HeadShape shape{4, 2, 16};
+  const Sequence<float> sequence(1500, 32, 1);
+  std::vector<Segment<float>> segments;
+  Index begin = 0;
+  for (const auto& [rows, seen] : std::vector<std::pair<Index, Index>>{
+           {3, 1}, {100, 90}, {1, 1200}, {30, 1200}, {2, 1201}, {70, 1500}, {5, 3}, {40, 700}}) {
+    segments.push_back(sequence.segment(begin, begin + rows, seen));
+    begin += rows;
+  }
+  const std::vector<float> q = random_queries(begin, shape);
+  for (const int threads : {1, 3})
+    check_against_plain(Task<float>{shape, dense_view(q.data(), begin, 64), segments}, threads);
+}
+
+TEST_CASE("attention: rows with keys alike have the same bits in one segment and in several",
+          "[attention]") {
+  const HeadShape shape{4, 2, 32};
+  const Sequence<float> sequence(190, 64, 1);
+  const std::vector<float> q = random_queries(150, shape);
+  const MatrixView<const float> queries = dense_view(q.data(), 150, 128);
+  std::vector<std::vector<float>> expected;
+  each_way(Task<float>{shape, queries, {sequence.segment(0, 150, 190)}}, 1,
+           [&](const std::vector<float>& found, double) { expected.push_back(found); });
+  std::size_t way = 0;
+  each_way(Task<float>{shape,
+                       queries,
+                       {sequence.segment(0, 4, 190), sequence.segment(4, 100, 190),
+                        sequence.segment(100, 150, 190)}},
+           2, [&](const std::vector<float>& found, double) { CHECK(found == expected[way++]); });
+}
+
+TEST_CASE("attention: values that are no numbers reach the steps that see them, no other",
+          "[attention]") {
+  const HeadShape shape{4, 2, 16};
+  const std::vector<float> q = random_queries(300, shape);
+  for (const Index block : {1, 4, 32})
+    for (const float number :
+         {std::numeric_limits<float>::infinity(), -std::numeric_limits<float>::quiet_NaN()}) {
+      Sequence<float> sequence(310, 32, 1);
+      const Index bad = 171;
+      std::vector<Segment<float>> segments;
+      append_steps(segments, sequence, 300, block, block);
+      Task<float> task{shape, dense_view(q.data(), 300, 64), segments};
+      const std::vector<double> expected = plain_attention(task);
+      // One column of the second key head, which the third and the fourth head read.
+      sequence.v[static_cast<std::size_t>(bad * 32 + 20)] = number;
+      sequence.k[static_cast<std::size_t>((bad + 60) * 32)] = number;  // of the first
+      each_way(task, 1, [&](const std::vector<float>& found, double tolerance) {
+        for (const Segment<float>& step : segments)
+          for (Index at = step.begin * 64; at < step.end * 64; ++at) {
+            const bool value_seen = at % 64 >= 32 && at % 16 == 4 && step.keys.rows > bad;
+            const bool key_seen = at % 64 < 32 && step.keys.rows > bad + 60;
+            const auto i = static_cast<std::size_t>(at);
+            if (value_seen || (key_seen && std::isnan(number)))
+              REQUIRE_FALSE(std::isfinite(found[i]));
+            else if (!key_seen)
+              REQUIRE(std::abs(static_cast<double>(found[i]) - expected[i]) <= tolerance);
+          }
+      });
+    }
+}
+
+TEST_CASE("attention: steps are counted as what their rows see", "[attention]") {
+  models::ThreadTeam team(1);
+  const HeadShape shape{4, 2, 24};
+  const Sequence<float> sequence(60, 48, 1);
+  std::vector<Segment<float>> segments;
+  append_steps(segments, sequence, 50, 10, 10);
+  const std::vector<float> q = random_queries(50, shape);
+  for (const models::ComputeOptions& options : all_options()) {
+    models::Attention attention(options, team);
+    models::ProductInput out;
+    out.resize(50, 96, 50, models::multiplies_bf16(options));
+    attention.attend(dense_view(q.data(), 50, 96), std::span<const Segment<float>>(segments), shape,
+                     out);
+    CHECK(attention.operations() == 4.0 * 10 * (20 + 30 + 40 + 50 + 60) * 96);
+  }
+}
+
+TEST_CASE("attention: a staircase allocates nothing when it comes again", "[attention]") {
+  models::ThreadTeam team(1);
+  const HeadShape shape{4, 2, 32};
+  const Sequence<Eigen::bfloat16> sequence(300, 64, 1);
+  std::vector<Segment<Eigen::bfloat16>> segments;
+  append_steps(segments, sequence, 300, 4, 4);
+  const std::vector<float> q = random_queries(300, shape);
+  // oneDNN allocates objects of its own in every product.
+  models::Attention attention({models::Backend::Eigen, models::Precision::Float32}, team);
+  models::ProductInput out;
+  out.resize(300, 128, 300, false);
+  const auto attend = [&] {
+    attention.attend(dense_view(q.data(), 300, 128),
+                     std::span<const Segment<Eigen::bfloat16>>(segments), shape, out);
+  };
+  attend();
+  CHECK(allocations(attend) == 0);
 }
 
 TEST_CASE("attention: scores too far apart for a float leave the nearest key", "[attention]") {

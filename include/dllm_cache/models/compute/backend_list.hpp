@@ -24,7 +24,7 @@ namespace dllm_cache::inline v0_1::models::detail {
 /// - `Products`: what products of one runner keep; `padded_rows(rows)`,
 ///   `multiply(weights, rows, y, padded, team)`;
 /// - `Attention`: what the attention of one runner keeps, made of (threads);
-///   `attend(q, segment, shape, out, team)` for many rows.
+///   `attend(q, stairs, shape, out, team)` for many rows.
 /// The weights and the attention of the first one are made without arguments, too.
 template <class... All>
 struct BackendList {

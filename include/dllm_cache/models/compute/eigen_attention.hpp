@@ -7,11 +7,11 @@
 
 #include "dllm_cache/base/scalar.hpp"
 #include "dllm_cache/eigen.hpp"
-#include "dllm_cache/layer.hpp"
 #include "dllm_cache/models/compute/head_shape.hpp"
 #include "dllm_cache/models/compute/parallel.hpp"
 #include "dllm_cache/models/compute/product_input.hpp"
 #include "dllm_cache/models/compute/softmax.hpp"
+#include "dllm_cache/models/compute/stairs.hpp"
 
 namespace dllm_cache::inline v0_1::models {
 
@@ -39,49 +39,56 @@ class EigenAttention {
   EigenAttention() = default;
   explicit EigenAttention(int /*threads*/) {}
 
-  /// The rows of one segment; see Attention. Rows `out` are float.
+  /// The rows of one staircase; see Attention. Rows `out` are float.
   ///
   /// Scores are held for one head and one block of rows at a time, about what a second-level cache
   /// holds, whatever the number of keys.
   template <StoredScalar Stored>
-  void attend(MatrixView<const float> q, const Segment<Stored>& segment, const HeadShape& shape,
-              ProductInput& out, ThreadTeam& team) {
+  void attend(MatrixView<const float> q, const detail::Stairs<Stored>& stairs,
+              const HeadShape& shape, ProductInput& out, ThreadTeam& team) {
     const MatrixView<float> to = out.floats();
     const Index group = shape.heads / shape.kv_heads;
     const Index dim = shape.head_dim;
     const float scale = 1.0F / std::sqrt(static_cast<float>(dim));
-    const Index keys = segment.keys.rows;
-    const Index rows = segment.end - segment.begin;
-    const Index most = std::clamp<Index>((Index{1} << 17) / keys, 16, 128);
-    const Index blocks = (rows + most - 1) / most;
-    const Index block = (rows + blocks - 1) / blocks;
-    const Index padded = detail::padded_count(keys);
+    const Index most_keys = stairs.keys.rows;
+    const Index most = std::clamp<Index>((Index{1} << 17) / most_keys, 16, 128);
+    const Index blocks = (stairs.rows() + most - 1) / most;
+    const Index block = (stairs.rows() + blocks - 1) / blocks;
+    const Index most_padded = detail::padded_count(most_keys);
     const bool widens = !std::is_same_v<Stored, float>;
-    const double operations = attention_operations(rows, keys, shape);
-    team.for_each(shape.kv_heads * blocks, operations, [&](Index task, Scratch& scratch) {
-      const Index kv_head = task / blocks;
-      const Index begin = segment.begin + task % blocks * block;
-      const Index count = std::min(block, segment.end - begin);
-      float* const scores_memory =
-          scratch.floats.ensure(block * (padded + dim + 1) + (widens ? 2 * keys * dim : 0));
-      float* const scaled = scores_memory + block * padded;
-      float* const sums = scaled + block * dim;
-      float* const widened = sums + block;
-      const auto k = detail::head_columns(segment.keys, kv_head * dim, dim, widened);
-      const auto v = detail::head_columns(segment.values, kv_head * dim, dim, widened + keys * dim);
-      for (Index head = kv_head * group; head < (kv_head + 1) * group; ++head) {
-        const MatrixView<const float> head_q{q.row(begin) + head * dim, count, dim, q.stride};
-        const MatrixView<float> head_out{to.row(begin) + head * dim, count, dim, to.stride};
-        const MatrixView<float> scores{scores_memory, count, keys, padded};
-        const auto scaled_q = dense_view(scaled, count, dim);
-        as_eigen(scaled_q) = scale * as_eigen(head_q);
-        as_eigen(scores).noalias() = as_eigen(scaled_q) * as_eigen(k).transpose();
-        for (Index row = 0; row < count; ++row)
-          sums[row] = detail::softmax_row(scores.row(row), keys, scores.row(row));
-        as_eigen(head_out).noalias() = as_eigen(scores) * as_eigen(v);
-        as_eigen(head_out).array().colwise() /= Eigen::Map<const Eigen::ArrayXf>(sums, count);
-      }
-    });
+    team.for_each(
+        shape.kv_heads * blocks, stairs.operations(shape), [&](Index task, Scratch& scratch) {
+          const Index kv_head = task / blocks;
+          const Index begin = stairs.begin + task % blocks * block;
+          const Index end = std::min(begin + block, stairs.end);
+          float* const scores_memory = scratch.floats.ensure(block * (most_padded + dim + 1) +
+                                                             (widens ? 2 * most_keys * dim : 0));
+          float* const scaled = scores_memory + block * most_padded;
+          float* const sums = scaled + block * dim;
+          float* const widened = sums + block;
+          const Index seen = stairs.seen_by(end - 1);
+          const auto all_k =
+              detail::head_columns(stairs.keys.middle_rows(0, seen), kv_head * dim, dim, widened);
+          const auto all_v = detail::head_columns(stairs.values.middle_rows(0, seen), kv_head * dim,
+                                                  dim, widened + seen * dim);
+          detail::for_stretches(stairs, begin, end, all_v, [&](Index first, Index last) {
+            const Index count = last - first, keys = stairs.seen_by(last - 1);
+            const auto k = all_k.middle_rows(0, keys), v = all_v.middle_rows(0, keys);
+            const MatrixView<float> scores{scores_memory, count, keys, detail::padded_count(keys)};
+            const auto scaled_q = dense_view(scaled, count, dim);
+            for (Index head = kv_head * group; head < (kv_head + 1) * group; ++head) {
+              const MatrixView<const float> head_q{q.row(first) + head * dim, count, dim, q.stride};
+              const MatrixView<float> head_out{to.row(first) + head * dim, count, dim, to.stride};
+              as_eigen(scaled_q) = scale * as_eigen(head_q);
+              as_eigen(scores).noalias() = as_eigen(scaled_q) * as_eigen(k).transpose();
+              for (Index row = 0; row < count; ++row)
+                sums[row] = detail::softmax_seen(scores.row(row), stairs.seen_by(first + row), keys,
+                                                 scores.row(row));
+              as_eigen(head_out).noalias() = as_eigen(scores) * as_eigen(v);
+              as_eigen(head_out).array().colwise() /= Eigen::Map<const Eigen::ArrayXf>(sums, count);
+            }
+          });
+        });
   }
 };
 

@@ -88,4 +88,12 @@ float softmax_row(float* scores, Index count, Element* weights) {
   return sum;
 }
 
+/// softmax_row() of the first `seen` of `count` scores; the weights of the others are 0.
+template <class Element>
+float softmax_seen(float* scores, Index seen, Index count, Element* weights) {
+  const float sum = softmax_row(scores, seen, weights);
+  std::fill(weights + seen, weights + count, Element(0));
+  return sum;
+}
+
 }  // namespace dllm_cache::inline v0_1::models::detail
