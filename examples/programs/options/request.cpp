@@ -18,8 +18,9 @@ using Json = nlohmann::json;
 using dllm_cache::OptionInfo;
 using dllm_cache::OptionKind;
 
-constexpr std::array<std::string_view, 5> own_keys = {"prompt_ids", "cache", "cache_kind",
-                                                      "mask_token", "end_token"};
+constexpr std::array<std::string_view, 7> own_keys = {"prompt_ids",   "cache",     "cache_kind",
+                                                      "mask_token",   "end_token", "mask_token_id",
+                                                      "eos_token_ids"};
 // What golden cases say beside their request: tests/golden/README.md.
 constexpr std::array<std::string_view, 7> golden_keys = {
     "expected", "margins", "note", "probe_steps", "model", "forwards", "rows_per_forward"};
@@ -103,12 +104,21 @@ void read_cache(const Json& cache, const std::string& where, Settings& settings)
 
 void read_tokens(const JsonReader& reader, TokenSettings& tokens) {
   constexpr const char* one = "a token id in [0, 2^31)";
-  if (const Json* mask = reader.find("mask_token"))
-    tokens.mask = reader.token_ids("mask_token", Json::array({*mask}), one).front();
-  const Json* end = reader.find("end_token");
+  // Scripts call them by the names of config.json too.
+  const auto find = [&](const char* key, const char* other) {
+    if (reader.find(key) != nullptr && reader.find(other) != nullptr)
+      reader.refuse(other, std::string("absent beside ") + key, *reader.find(other));
+    return reader.find(other) != nullptr ? other : key;
+  };
+  const char* const mask_key = find("mask_token", "mask_token_id");
+  if (const Json* mask = reader.find(mask_key))
+    tokens.mask = reader.token_ids(mask_key, Json::array({*mask}), one).front();
+  const char* const end_key = find("end_token", "eos_token_ids");
+  const Json* end = reader.find(end_key);
   if (end == nullptr) return;
-  tokens.ends = reader.token_ids("end_token", end->is_array() ? *end : Json::array({*end}),
+  tokens.ends = reader.token_ids(end_key, end->is_array() ? *end : Json::array({*end}),
                                  "a token id in [0, 2^31) or a list of them");
+  tokens.ends_alone = end_key == std::string_view("eos_token_ids");
 }
 
 void read_policy(const Json& json, const JsonReader& reader, const std::string& name,

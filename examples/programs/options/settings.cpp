@@ -44,7 +44,9 @@ Settings merge(const Settings& stronger, const Settings& weaker) {
       .decoding = merge_decoding(stronger.decoding, weaker.decoding),
       .policy = merge_policy(stronger.policy, weaker.policy),
       .tokens = {.mask = stronger.tokens.mask ? stronger.tokens.mask : weaker.tokens.mask,
-                 .ends = stronger.tokens.ends.empty() ? weaker.tokens.ends : stronger.tokens.ends},
+                 .ends = stronger.tokens.ends.empty() ? weaker.tokens.ends : stronger.tokens.ends,
+                 .ends_alone = stronger.tokens.ends.empty() ? weaker.tokens.ends_alone
+                                                            : stronger.tokens.ends_alone},
       .model = stronger.model};
 }
 

@@ -28,6 +28,7 @@ struct PolicyChoice {
 struct TokenSettings {
   std::optional<std::int32_t> mask;     ///< `mask_token`, in place of the checkpoint's.
   std::vector<std::int32_t> ends = {};  ///< `end_token`, besides the checkpoint's.
+  bool ends_alone = false;              ///< `eos_token_ids`: in place of the checkpoint's.
 };
 
 /// Everything that a request or the command line says about a generation, as text by key.

@@ -11,8 +11,8 @@ namespace programs {
 std::shared_ptr<const dllm_cache::models::TransformerModel> open_model(
     const std::filesystem::path& folder, const dllm_cache::models::ComputeOptions& options,
     const TokenSettings& tokens, Warnings& warnings) {
-  auto model =
-      dllm_cache::models::load_model(folder, options, {.mask = tokens.mask, .end = tokens.ends});
+  auto model = dllm_cache::models::load_model(
+      folder, options, {.mask = tokens.mask, .end = tokens.ends, .end_alone = tokens.ends_alone});
   for (const std::string& text : model->warnings) warnings.say(text);
   return model;
 }
@@ -20,9 +20,10 @@ std::shared_ptr<const dllm_cache::models::TransformerModel> open_model(
 ModelDecoding decoding_of(const std::filesystem::path& folder) {
   namespace models = dllm_cache::models;
   const nlohmann::json config = models::read_json_object(folder / "config.json");
-  const bool dream =
-      models::family_of({config, folder / "config.json"}).computation == models::Computation::Dream;
-  return {.decoder = dream ? "dream" : "llada"};
+  const models::ConfigReader reader(config, folder / "config.json");
+  const models::Family& family = models::family_of(reader);
+  return {.decoder = std::string(family.decoder),
+          .attention_block = models::attention_block(reader, family)};
 }
 
 }  // namespace programs

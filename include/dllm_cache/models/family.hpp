@@ -181,6 +181,13 @@ inline constexpr Family renamed_llada = {.architecture = "LlavaLLaDAModelLM",
                      " is not supported, expected one of ", detail::family_list());
 }
 
+/// Rows a block of block-causal attention that a checkpoint of this kind was made for; 0: attention
+/// is bidirectional, or nothing is said. Throws std::runtime_error for a key outside [1, 65536].
+[[nodiscard]] inline Index attention_block(const ConfigReader& reader, const Family& family) {
+  if (family.block_key.empty()) return family.block;
+  return reader.optional_integer(family.block_key, 1, 1 << 16).value_or(family.block);
+}
+
 /// The kind of checkpoint that config.json names, which must be of that computation; throws
 /// std::runtime_error naming its architecture.
 [[nodiscard]] inline const Family& required_family(const ConfigReader& reader, Computation wanted) {

@@ -48,10 +48,7 @@ inline void read_common(const ConfigReader& reader, const Family& kind, const To
   TransformerConfig& config = model.config;
   if (auto warning = check_keys(reader, kind.naming, kind.block_key))
     model.warnings.push_back(*std::move(warning));
-  config.attention_block = kind.block;
-  if (!kind.block_key.empty())
-    if (const auto block = reader.optional_integer(kind.block_key, 1, Index{1} << 31))
-      config.attention_block = *block;
+  config.attention_block = attention_block(reader, kind);
   const RotaryConfig rotary = rotary_config(reader);
   config.rotary_theta = rotary.theta.value_or(10000.0);
   config.rotary_scaling = rotary.scaling.value_or(RotaryScaling{});

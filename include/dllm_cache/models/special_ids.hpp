@@ -22,6 +22,7 @@ struct TokenChoice {
   std::optional<std::int32_t> mask = {};
   /// More tokens that end a text, behind those of the checkpoint; each in [0, vocabulary - 1].
   std::vector<std::int32_t> end = {};
+  bool end_alone = false;  ///< `end` stands for all: the checkpoint's are not read.
 };
 
 namespace detail {
@@ -60,8 +61,10 @@ class SpecialIds {
     SpecialTokens special;
     const ConfigReader generation = generation_reader();
     for (const ConfigReader* reader : {&generation, &m_config})
-      for (const std::int32_t token : list(*reader, "eos_token_id")) special.end_of_text.add(token);
-    if (generation.find("eos_token_id") == nullptr && m_config.find("eos_token_id") == nullptr)
+      for (const std::int32_t token : list(*reader, "eos_token_id"))
+        if (!choice.end_alone) special.end_of_text.add(token);
+    if (!choice.end_alone && generation.find("eos_token_id") == nullptr &&
+        m_config.find("eos_token_id") == nullptr)
       if (const auto token = end_of_tokenizer()) special.end_of_text.add(*token);
     for (const std::int32_t token : choice.end) special.end_of_text.add(checked("end", token));
     special.mask = choice.mask ? checked("mask", *choice.mask) : find_mask(generation, warnings);
