@@ -120,7 +120,8 @@ GPT2 = {
     "special": dict.fromkeys(("bos_token", "eos_token", "unk_token"), "<|endoftext|>"),
 }
 CLASSES = {"Qwen2Tokenizer": QWEN2, "DreamTokenizer": QWEN2, "GPT2Tokenizer": GPT2}
-MODEL_TYPES = {"dream": QWEN2, "qwen2": QWEN2, "gpt2": GPT2}
+MODEL_TYPES = dict.fromkeys(("dream", "qwen2", "sdar", "a2d-qwen3", "a2d-qwen2", "fast_dllm_qwen"), QWEN2)
+MODEL_TYPES["gpt2"] = GPT2
 
 
 def is_added(tokenizer, text):

@@ -52,7 +52,9 @@ Job prepare(const Options& options, const Ranks& ranks) {
   settings = merge(options.settings, settings);
   check_given(options.settings.policy.options, policy_name(settings.policy));
   job.model = load_slice(options.model, ranks, options.compute.model,
-                         {.mask = settings.tokens.mask, .end = settings.tokens.ends});
+                         {.mask = settings.tokens.mask,
+                          .end = settings.tokens.ends,
+                          .end_alone = settings.tokens.ends_alone});
   return job;
 }
 
@@ -86,13 +88,15 @@ int answer(const Job& job, const Options& options, const Ranks& ranks) {
   dllm_cache::DenoisingLoop<TensorParallelModel, Stored, Selector> loop(
       model, dllm_cache::large_pages(), Selector(ranks));
   const int code = together(ranks, [&] {
+    programs::Settings settings = job.request.settings;
+    settings.model = {.decoder = job.model->model.config.decoder,
+                      .attention_block = job.model->model.config.attention_block};
+    programs::choose_policy(settings);
     dllm_cache::DecodingOptions decoding =
-        dllm_cache::decoding_options(
-            job.request.settings.decoding,
-            {.decoder = model.prediction_shift() > 0 ? "dream" : "llada"});
+        dllm_cache::decoding_options(settings.decoding, settings.model);
     for (const auto& prompt : job.request.prompts) {
       model.check_tokens(prompt);
-      loop.add(prompt, decoding, make_policy(job.request.settings.policy));
+      loop.add(prompt, decoding, make_policy(settings.policy));
       ++decoding.sequence;
     }
   });

@@ -55,18 +55,16 @@ class FeatureCache {
   /// while a pass is open, and std::bad_alloc.
   [[nodiscard]] FeatureCache clone() const {
     if (m_planner.step_open()) base::refuse_call("FeatureCache: clone() while a pass is open");
-    FeatureCache copy(*this, m_features.resource());
-    return copy;
+    return FeatureCache(*this, m_features.resource());
   }
 
   /// A copy like clone() that shares the features as they are now: memory is taken only for what
   /// either of them writes from here on, a page of the operating system at a time. From the first
   /// fork on the features of both lie in pages of the operating system, not in the memory resource.
-  /// Other systems than Linux have no such memory: there this is clone(). Throws like clone().
+  /// Elsewhere than on Linux this is clone(). Throws like clone().
   [[nodiscard]] FeatureCache fork() {
     if (m_planner.step_open()) base::refuse_call("FeatureCache: fork() while a pass is open");
-    FeatureCache copy(*this, m_features.fork(bytes() / element_size, rows()));
-    return copy;
+    return FeatureCache(*this, m_features.fork(bytes() / element_size, rows()));
   }
 
   /// Goes on with another shape: rows `[0, keep)` keep their features, later ones have none yet;
@@ -91,9 +89,8 @@ class FeatureCache {
   }
 
   /// Begins a new sequence with the same policy and the selector as it is, reusing memory where it
-  /// suffices. Throws
-  /// std::logic_error while a pass is open, std::invalid_argument and std::bad_alloc; then nothing
-  /// has changed.
+  /// suffices. Throws std::logic_error while a pass is open, std::invalid_argument and
+  /// std::bad_alloc; then nothing has changed.
   void reset(const SequenceShape& shape) {
     if (m_planner.step_open()) base::refuse_call("FeatureCache: reset() while a pass is open");
     // Whatever may throw comes before whatever changes something.
@@ -158,8 +155,7 @@ class FeatureCache {
   void mark_stale() { m_planner.mark_stale(); }
 
   [[nodiscard]] bool stale() const { return m_planner.stale(); }
-  /// Committed steps of this sequence.
-  [[nodiscard]] Index step() const { return m_planner.step(); }
+  [[nodiscard]] Index step() const { return m_planner.step(); }  ///< Committed steps.
   [[nodiscard]] const ModelShape& model() const { return m_model; }
   [[nodiscard]] SequenceShape shape() const { return m_planner.shape(); }
   [[nodiscard]] const StepPlanner& planner() const { return m_planner; }
@@ -197,7 +193,6 @@ class FeatureCache {
   [[nodiscard]] MatrixView<const Stored> values(Index layer) const {
     return values_in(*this, layer);
   }
-  /// Rows whose deltas are stored.
   [[nodiscard]] Range stored_deltas() const { return m_planner.traits().stored_deltas; }
   /// Deltas `[stored_deltas().size(), d]` of a layer; see keys().
   [[nodiscard]] MatrixView<const Stored> deltas(Index layer) const {

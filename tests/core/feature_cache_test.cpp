@@ -2,9 +2,12 @@
 #include "dllm_cache/feature_cache.hpp"
 
 #include <catch2/catch.hpp>
+#include <fstream>
+#include <string>
 #include <type_traits>
 #include <vector>
 
+#include "dllm_cache/policies/block_cache.hpp"
 #include "dllm_cache/policies/block_verify.hpp"
 #include "dllm_cache/policies/dllm_cache.hpp"
 #include "dllm_cache/workspace.hpp"
@@ -569,3 +572,63 @@ TEST_CASE("FeatureCache: a reset refused for the policy's traits changes nothing
       }),
       Contains("stored_deltas must lie"));
 }
+
+TEST_CASE("FeatureCache: forks share memory until one of them writes", "[feature_cache][fork]") {
+  const TinyModel<float> model(2, seed);
+  const SequenceShape shape{.prompt = 40, .response = 8, .attention_block = 8};
+  Workspace<float> workspace;
+  FeatureCache<float> first(model.shape(), shape, BlockCachePolicy{});
+  RandomNumbers random(seed);
+  const std::vector<Index> tokens = start_tokens(model, shape, random);
+  const auto x = model.embed(tokens);
+  run_step(workspace, first, model, x, {.block = {40, 48}});
+  FeatureCache<float> second = first.fork();
+  FeatureCache<float> third = second.fork();
+  CHECK(first.own_bytes() == first.bytes());
+  CHECK(second.own_bytes() == 0);
+  const std::vector<float> before(second.keys(1).row(0), second.keys(1).row(0) + 48 * 4);
+  std::vector<std::uint8_t> changed(48);
+  changed[41] = 1;
+  run_step(workspace, first, model, x, {.block = {40, 48}, .changed = changed});
+  run_step(workspace, third, model, x, {.block = {40, 48}, .changed = changed});
+  CHECK(third.own_bytes() == third.bytes() / 48 * 8);
+  CHECK(second.own_bytes() == 0);
+  CHECK(std::equal(before.begin(), before.end(), second.keys(1).row(0)));
+  // Whoever goes first takes nothing from the others.
+  first.reset(shape);
+  run_step(workspace, first, model, x, {.block = {40, 48}});
+  { const FeatureCache<float> gone = std::move(first); }
+  first = third.clone();
+  third = second.fork();
+  CHECK(std::equal(before.begin(), before.end(), third.keys(1).row(0)));
+  CHECK(first.own_bytes() == first.bytes());
+  FeatureCache<float> never_computed(model.shape(), shape, BlockCachePolicy{});
+  CHECK(never_computed.fork().stale());
+}
+
+#if defined(__linux__)
+TEST_CASE("FeatureCache: what forks share takes memory once", "[feature_cache][fork]") {
+  const auto anonymous_bytes = [] {
+    std::ifstream status("/proc/self/status");
+    std::string word;
+    long kilobytes = 0;
+    while (status >> word)
+      if (word == "RssAnon:") status >> kilobytes;
+    return static_cast<double>(kilobytes) * 1024.0;
+  };
+  const SequenceShape shape{.prompt = 4096, .response = 64, .attention_block = 32};
+  FeatureCache<float> first({.layers = 4, .width = 64, .query_width = 64, .kv_width = 256}, shape,
+                            BlockCachePolicy{});
+  const auto bytes = static_cast<double>(first.bytes());  // 32 MiB
+  std::vector<FeatureCache<float>> forks;
+  forks.push_back(first.fork());
+  const double before = anonymous_bytes();
+  for (int i = 0; i < 7; ++i) forks.push_back(first.fork());
+  double sum = 0.0;
+  for (const auto& one : forks)
+    for (Index row = 0; row < shape.rows(); ++row)
+      sum += *one.values(3).row(row) == 0.0F ? 0.0 : 1.0;
+  CHECK(sum >= 0.0);  // they were read
+  CHECK(anonymous_bytes() - before < bytes);
+}
+#endif

@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "dllm_cache/policies/block_cache.hpp"
 #include "dllm_cache/policies/block_verify.hpp"
 #include "dllm_cache/policies/dllm_cache.hpp"
 #include "tests/support/exact_refusal.hpp"
@@ -727,4 +728,137 @@ TEST_CASE("StepPlanner: a policy that throws leaves no trace", "[step_planner]")
   REQUIRE(planner.step() == 1);
   fail = false;
   REQUIRE(planner.begin_step({}).rows == RowActions(6, U));
+}
+
+namespace {
+
+constexpr SequenceShape four_blocks{.prompt = 3, .response = 9, .attention_block = 3};
+
+// Marks of 12 rows, some of which changed.
+std::vector<std::uint8_t> changed_rows(const std::vector<Index>& rows) {
+  std::vector<std::uint8_t> flags(12);
+  for (const Index row : rows) flags[static_cast<std::size_t>(row)] = 1;
+  return flags;
+}
+
+Index settled_after(StepPlanner& planner, const StepInput& input) {
+  planner.begin_step(input);
+  planner.commit_step();
+  return planner.progress().settled;
+}
+
+}  // namespace
+
+TEST_CASE("StepPlanner: a block is settled once it was recomputed with its last tokens",
+          "[step_planner][settled]") {
+  StepPlanner planner(BlockCachePolicy{}, four_blocks, 2);
+  const auto nothing = changed_rows({});
+  CHECK(settled_after(planner, {.block = {3, 6}, .changed = nothing}) == 6);
+  // A token of the block changed: the block is not settled, the one before it is.
+  const auto changed = changed_rows({4});
+  const StepPlan& plan = planner.begin_step({.block = {3, 6}, .changed = changed});
+  CHECK(plan.rows[2] == RowAction::Absent);
+  CHECK(plan.rows[3] == RowAction::Recompute);
+  planner.commit_step();
+  // The next block begins: the last change of the finished one is stored with it.
+  planner.begin_step({.block = {6, 9}, .changed = changed});
+  CHECK(plan.rows[2] == RowAction::Absent);
+  for (Index row = 3; row < 9; ++row)
+    CHECK(plan.rows[static_cast<std::size_t>(row)] == RowAction::Recompute);
+  CHECK(plan.rows[9] == RowAction::Absent);
+  planner.commit_step();
+  planner.begin_step({.block = {9, 12}, .changed = nothing});
+  CHECK(plan.rows[8] == RowAction::Absent);  // nothing changed since
+  planner.commit_step();
+  CHECK(planner.progress().settled == 12);
+}
+
+TEST_CASE("StepPlanner: a caller that does not say what changed may have changed what was open",
+          "[step_planner][settled]") {
+  StepPlanner planner(BlockCachePolicy{}, four_blocks, 2);
+  settled_after(planner, {.block = {3, 6}});
+  const StepPlan& plan = planner.begin_step({.block = {6, 9}});
+  CHECK(plan.rows[2] == RowAction::Absent);
+  CHECK(plan.rows[3] == RowAction::Recompute);
+}
+
+TEST_CASE("StepPlanner: cancelled and dropped steps settle nothing", "[step_planner][settled]") {
+  StepPlanner planner(BlockCachePolicy{}, four_blocks, 2);
+  const auto nothing = changed_rows({}), changed = changed_rows({0});
+  CHECK(settled_after(planner, {.block = {3, 6}, .changed = nothing}) == 6);
+  planner.begin_step({.block = {6, 9}, .changed = changed});
+  planner.cancel_step();
+  CHECK(planner.progress().settled == 6);
+  const StepPlan& plan = planner.begin_step({.block = {6, 9}, .changed = nothing});
+  CHECK(plan.rows[5] == RowAction::Absent);
+  planner.drop_step();
+  planner.begin_step({.block = {6, 9}, .changed = nothing});
+  CHECK(plan.rows[0] == RowAction::Recompute);
+}
+
+TEST_CASE("StepPlanner: another shape keeps whole blocks of the rows that are kept",
+          "[step_planner][settled]") {
+  const auto settled_with = [](SequenceShape shape, Index keep) {
+    StepPlanner planner(BlockCachePolicy{}, four_blocks, 2);
+    CHECK(settled_after(planner, {.block = {9, 12}, .changed = changed_rows({})}) == 12);
+    planner.reshape(shape, keep);
+    CHECK(planner.step() == 1);
+    return planner.stale() ? Index{-1} : planner.progress().settled;
+  };
+  SequenceShape longer = four_blocks;
+  longer.response = 14;
+  CHECK(settled_with(longer, 12) == 12);
+  CHECK(settled_with(longer, 8) == 6);
+  CHECK(settled_with(longer, 0) == 0);
+  SequenceShape shorter = four_blocks;
+  shorter.response = 5;
+  CHECK(settled_with(shorter, 8) == 8);  // its last block is short
+  longer.attention_phase = 3;            // the same blocks
+  CHECK(settled_with(longer, 12) == 12);
+  longer.attention_phase = 1;
+  CHECK(settled_with(longer, 12) == -1);
+  longer.attention_phase = 0;
+  longer.causal_commit = true;
+  CHECK(settled_with(longer, 12) == -1);
+  longer.causal_commit = false;
+  longer.attention_block = 0;
+  CHECK(settled_with(longer, 12) == -1);
+}
+
+TEST_CASE("StepPlanner: shapes that kept rows do not fit are refused, and nothing changes",
+          "[step_planner][refusal]") {
+  StepPlanner planner(BlockCachePolicy{}, four_blocks, 2);
+  settled_after(planner, {.block = {9, 12}});
+  CHECK_THAT(refused_argument([&] { planner.reshape(four_blocks, 13); }),
+             Contains("keep must be in [0, 12], got 13"));
+  const std::vector<std::int32_t> positions(12, 5);
+  SequenceShape moved = four_blocks;
+  moved.positions = positions;
+  CHECK_THAT(refused_argument([&] { planner.reshape(moved, 2); }),
+             Contains("positions of kept rows must stay, row 0 had 0, got 5"));
+  SequenceShape causal{.prompt = 3, .response = 9, .causal_commit = true};
+  CHECK_THAT(refused_argument([&] { planner.reshape(causal, 0); }),
+             Contains("causal_commit needs an attention_block"));
+  planner.begin_step({.block = {9, 12}});
+  CHECK_THAT(refused_call([&] { planner.reshape(four_blocks, 3); }),
+             Contains("while a step is open"));
+  planner.commit_step();
+  CHECK(planner.progress().settled == 12);
+}
+
+TEST_CASE("StepPlanner: with causal commits rows are settled one by one, before the block",
+          "[step_planner][settled]") {
+  SequenceShape shape = four_blocks;
+  shape.causal_commit = true;
+  StepPlanner planner(BlockCachePolicy{}, shape, 2);
+  CHECK(settled_after(planner, {.block = {6, 9}, .changed = changed_rows({})}) == 6);
+  CHECK(planner.key_end(4) == 5);
+  CHECK(planner.key_end(7) == 9);
+  const StepPlan& plan = planner.begin_step({.block = {6, 9}, .changed = changed_rows({4})});
+  CHECK(plan.rows[3] == RowAction::Absent);
+  CHECK(plan.rows[4] == RowAction::Recompute);
+  planner.commit_step();
+  CHECK(settled_after(planner,
+                      {.block = {6, 9}, .changed = changed_rows({}), .block_done = true}) == 9);
+  CHECK(planner.key_end(7) == 8);
 }

@@ -102,30 +102,46 @@ TEST_CASE("programs: an option must not have the name of another key of requests
 }
 
 TEST_CASE("programs: the JSON of decoding has every key with its default", "[programs][options]") {
-  CHECK(decoding_json({}, false) == Json({{"block_length", nullptr},
-                                          {"steps", nullptr},
-                                          {"temperature", 0.0},
-                                          {"top_p", 1.0},
-                                          {"top_k", 0},
-                                          {"alg_temp", 0.0},
-                                          {"cfg_scale", 0.0},
-                                          {"guidance_interval", 1},
-                                          {"early_stop", false},
-                                          {"logits_eos_inf", false},
-                                          {"confidence_eos_eot_inf", false},
-                                          {"seed", 0},
-                                          {"remasking", "low_confidence"},
-                                          {"alg", nullptr},
-                                          {"suppress_tokens", nlohmann::json::array()},
-                                          {"commit_last", nlohmann::json::array()},
-                                          {"eps", nullptr},
-                                          {"threshold", nullptr},
-                                          {"factor", nullptr},
-                                          {"entropy_bound", nullptr},
-                                          {"tokens_per_step", nullptr}}));
-  const auto dream = decoding_json({{"threshold", "0.9"}, {"steps", "8"}}, true);
+  CHECK(decoding_json({}, {}) == Json({{"decoder", "llada"},
+                                       {"schedule", nullptr},
+                                       {"block_grid", nullptr},
+                                       {"stop_at", nullptr},
+                                       {"small_block_length", nullptr},
+                                       {"steps_per_block", nullptr},
+                                       {"attention_block", 0},
+                                       {"fuse_blocks", true},
+                                       {"trim_after_eos", false},
+                                       {"block_length", nullptr},
+                                       {"steps", nullptr},
+                                       {"temperature", 0.0},
+                                       {"top_p", 1.0},
+                                       {"top_k", 0},
+                                       {"alg_temp", 0.0},
+                                       {"cfg_scale", 0.0},
+                                       {"guidance_interval", 1},
+                                       {"early_stop", false},
+                                       {"logits_eos_inf", false},
+                                       {"confidence_eos_eot_inf", false},
+                                       {"seed", 0},
+                                       {"remasking", "low_confidence"},
+                                       {"alg", nullptr},
+                                       {"suppress_tokens", nlohmann::json::array()},
+                                       {"commit_last", nlohmann::json::array()},
+                                       {"eps", nullptr},
+                                       {"threshold", nullptr},
+                                       {"factor", nullptr},
+                                       {"entropy_bound", nullptr},
+                                       {"tokens_per_step", nullptr}}));
+  const auto dream = decoding_json({{"threshold", "0.9"}, {"steps", "8"}}, {.decoder = "dream"});
   CHECK(dream.at("alg") == "entropy");
   CHECK(dream.at("eps") == 1e-3);
   CHECK(dream.at("threshold") == 0.9);
   CHECK(dream.at("steps") == 8);
+  const auto sdar = decoding_json({}, {.decoder = "sdar", .attention_block = 4});
+  CHECK(sdar.at("decoder") == "sdar");
+  CHECK(sdar.at("remasking") == "low_confidence_dynamic");
+  CHECK(sdar.at("threshold") == 0.85);
+  CHECK(sdar.at("attention_block") == 4);
+  CHECK(sdar.at("block_length") == 4);
+  CHECK(sdar.at("early_stop") == true);
 }

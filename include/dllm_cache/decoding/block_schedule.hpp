@@ -94,7 +94,8 @@ class BlockSchedule {
   void restore(SnapshotReader& in, Index steps_done, bool sequence_finished) {
     const auto block = in.number<Index>("block", 0, m_grid.count() - 1);
     const auto step = in.number<Index>("block step", 0, most_counted);
-    const auto steps = in.number<Index>("block steps", 1, most_counted);
+    const auto steps = in.number<Index>(
+        "block steps", 1, std::max({m_steps, m_steps_per_block, m_grid.end - m_grid.begin}));
     const auto taken = in.number<Index>("block steps taken", 0, step);
     const auto first_masked = in.number<Index>("first_masked", 0, m_grid.block(block).size());
     begin(block, first_masked);

@@ -27,7 +27,7 @@ namespace dllm_cache::inline v0_1 {
 /// whole sequence, those without a mask take no step, and only rows of the block are committed.
 /// With block-causal attention the blocks are those of SequenceLayout, whose surplus rows are
 /// decoded like others and belong to no answer. A finished block that is followed by another may be
-/// stored in a step of its own, see storing(). Sources: LLaDA's `generate` as in
+/// stored in a step of its own, see storing(). Sources: LLaDA's `generate` in
 /// utils/generate_function.py of maomaocun/dLLM-cache at 17235bf; for gaps `infill` in
 /// dllm/core/samplers/mdlm.py of ZHZisZZ/dllm at 13ba372. Differs: steps in which nothing is left
 /// to commit are not taken. Not synchronised.
@@ -79,9 +79,7 @@ class SequenceState {
   [[nodiscard]] Index prompt_rows() const { return m_rows.prompt(); }
   [[nodiscard]] const SpecialTokens& special_tokens() const { return m_special; }
   [[nodiscard]] const DecodingOptions& options() const { return m_options; }
-  /// Denoising steps done.
-  [[nodiscard]] Index step() const { return m_step; }
-  /// Where its rows and blocks lie.
+  [[nodiscard]] Index step() const { return m_step; }  ///< Denoising steps done.
   [[nodiscard]] SequenceLayout layout() const { return {prompt_rows(), has_gaps(), m_options}; }
   /// Whether the next forward is no denoising step: it stores what ends with block(), and commits
   /// nothing, or with `commit_next` the token behind it.
@@ -164,6 +162,8 @@ class SequenceState {
     const auto end = in.number<Index>("stored end", begin, state.row_count());
     state.m_stored.reset();
     if (storing) state.m_stored = {begin, end};
+    if (storing && options.commit_next && end == state.row_count())
+      in.refuse("stored end must be below ", end, ", got ", end);
     state.m_prefills = in.flag("prefills");
     state.m_ended = in.flag("ended");
     state.m_excludes_mask = in.flag("excludes_mask");
@@ -199,8 +199,8 @@ class SequenceState {
     return count;
   }
 
-  /// Makes the next forward one that only stores; see DenoisingLoop::prefill(). Nothing happens
-  /// where the next one is such a forward already, or there is nothing before the block.
+  /// Makes the next forward one that only stores, where anything lies before the block; see
+  /// DenoisingLoop::prefill().
   void begin_prefill() {
     if (m_finished) base::refuse_call("SequenceState: begin_prefill() after the end");
     const Index begin =
@@ -255,19 +255,16 @@ class SequenceState {
   Index commit_stored(std::span<const Prediction> predictions) {
     if (std::exchange(m_prefills, false)) {
       // The token behind it may be still to be committed.
-      const bool goes_on = m_options.commit_next && m_rows.is_masked(m_stored->end);
-      if (!goes_on) m_stored.reset();
+      if (!m_options.commit_next || !m_rows.is_masked(m_stored->end)) m_stored.reset();
       return 0;
     }
     for (const Prediction& one : predictions) m_rows.take(one);
     m_stored.reset();
-    if (!predictions.empty()) {
-      const bool is_end = m_special.end_of_text.contains(predictions.front().token);
-      if (m_options.early_stop && is_end)
-        end_answer();
-      else
-        move_to(m_blocks.number(), m_blocks.block());
-    }
+    if (predictions.empty()) return 0;
+    if (m_options.early_stop && m_special.end_of_text.contains(predictions.front().token))
+      end_answer();
+    else
+      move_to(m_blocks.number(), m_blocks.block());
     return static_cast<Index>(predictions.size());
   }
 
