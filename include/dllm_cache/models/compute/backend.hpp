@@ -32,6 +32,11 @@ enum class Precision {
   return "unknown";
 }
 
+/// A precision's name, for messages.
+[[nodiscard]] constexpr const char* name_of(Precision precision) {
+  return precision == Precision::Float32 ? "float32" : "bf16";
+}
+
 /// Whether oneDNN was built in.
 inline constexpr bool has_onednn = DLLM_CACHE_HAS_ONEDNN != 0;
 
