@@ -78,14 +78,12 @@ struct TimedLayer {
 
 template <class Stored>
 void run_layer(benchmark::State& state, const std::string& kind, const std::string& shape,
-               models::Precision precision) {
+               const models::ComputeOptions& options) {
   // One model at a time: the weights of the largest take a gigabyte.
   static std::pair<std::string, std::shared_ptr<const models::TransformerModel>> held;
-  const std::string key = shape + std::to_string(static_cast<int>(precision));
+  const std::string key = shape + std::to_string(static_cast<int>(options.precision));
   if (held.first != key) {
     held = {};
-    models::ComputeOptions options;
-    options.precision = precision;
     held = {key, bench::random_model(shape_of(shape), 7, options)};
   }
   models::TransformerRunner runner(held.second, models::available_threads());
@@ -116,7 +114,7 @@ void run_layer(benchmark::State& state, const std::string& kind, const std::stri
   for (auto _ : state) rows_in_pass = step();
   // No token changed, so a cached step gives what the full one gave: to rounding in float32, to the
   // rounding of stored features in bf16.
-  const float tolerance = precision == models::Precision::Float32 ? 1e-3F : 0.1F;
+  const float tolerance = options.precision == models::Precision::Float32 ? 1e-3F : 0.1F;
   const float* found = hidden.data() + (rows_in_pass - response) * width;
   for (std::size_t i = 0; i < expected.size(); ++i)
     if (!(std::abs(found[i] - expected[i]) < tolerance)) {
@@ -134,16 +132,18 @@ int main(int argc, char** argv) {
   for (const char* shape : {"small", "llada-8b", "dream-7b"})
     for (const bool wide : {true, false})
       for (const char* kind : {"uncached", "response_due", "verified"}) {
+        const models::ComputeOptions options{.precision = wide ? models::Precision::Float32
+                                                               : models::Precision::Bfloat16};
+        if (!models::can_compute(options)) continue;
         const std::string name =
             std::string("layer/") + kind + "/" + shape + (wide ? "/f32" : "/bf16");
-        benchmark::RegisterBenchmark(
-            name.c_str(),
-            [=](benchmark::State& state) {
-              if (wide)
-                run_layer<float>(state, kind, shape, models::Precision::Float32);
-              else
-                run_layer<Eigen::bfloat16>(state, kind, shape, models::Precision::Bfloat16);
-            })
+        benchmark::RegisterBenchmark(name.c_str(),
+                                     [=](benchmark::State& state) {
+                                       if (wide)
+                                         run_layer<float>(state, kind, shape, options);
+                                       else
+                                         run_layer<Eigen::bfloat16>(state, kind, shape, options);
+                                     })
             ->Unit(benchmark::kMillisecond)
             ->UseRealTime();
       }

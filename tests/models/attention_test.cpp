@@ -420,6 +420,20 @@ TEST_CASE("attention: a backend that is not built in is refused", "[attention][r
   CHECK_THAT(message, Catch::Contains("ComputeOptions: backend"));
 }
 
+TEST_CASE("attention: bf16 is refused where oneDNN has no products of it", "[attention][refusal]") {
+  const models::ComputeOptions options{models::Backend::OneDnn, models::Precision::Bfloat16};
+  if (!models::has_onednn || models::can_compute(options)) {
+    WARN("not tested: oneDNN has bf16 products on this processor, or is not built in");
+    return;
+  }
+  models::ThreadTeam team(1);
+  const std::string message = refusal<std::invalid_argument>([&] {
+    const models::Attention attention(options, team);
+    return attention.operations();
+  });
+  CHECK_THAT(message, Catch::Contains("oneDNN has no bf16 products on this processor"));
+}
+
 TEST_CASE("exponentiate: as near to exp as floats are, at both ends and for NaN", "[attention]") {
   using models::detail::FloatLanes;
   double worst = 0.0;

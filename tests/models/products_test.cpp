@@ -173,6 +173,30 @@ TEST_CASE("Linear: a backend that is not built in is refused", "[models][product
                           Catch::Contains("Eigen") && Catch::Contains("got unknown"));
 }
 
+TEST_CASE("can_compute: Eigen computes everywhere, a backend that is not there nowhere",
+          "[models][products]") {
+  for (const Precision precision : {Precision::Float32, Precision::Bfloat16}) {
+    CHECK(models::can_compute({Backend::Eigen, precision}));
+    CHECK_FALSE(models::can_compute({static_cast<Backend>(77), precision}));
+  }
+  CHECK(models::can_compute({Backend::OneDnn, Precision::Float32}) == models::has_onednn);
+}
+
+TEST_CASE("Linear: bf16 is refused where oneDNN has no products of it, with what to ask for",
+          "[models][products]") {
+  const models::ComputeOptions options{Backend::OneDnn, Precision::Bfloat16};
+  if (!models::has_onednn || models::can_compute(options)) {
+    WARN("not tested: oneDNN has bf16 products on this processor, or is not built in");
+    return;
+  }
+  const Problem problem(1, 16, 16);
+  const std::string message =
+      refusal<std::invalid_argument>([&] { return problem.linear(options); });
+  CHECK(message ==
+        "ComputeOptions: the backend oneDNN has no bf16 products on this processor: ask for "
+        "float32, or the backend Eigen");
+}
+
 TEST_CASE("gate_silu: silu of the gate times up for widths on and off the lanes", "[models]") {
   models::ThreadTeam team(1);
   for (const Index width : {1, 16, 19}) {

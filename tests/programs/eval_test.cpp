@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "dllm_cache/base/matrix_view.hpp"
+#include "dllm_cache/models/compute/backends.hpp"
 #include "tests/support/program_run.hpp"
 #include "tests/support/temporary_folder.hpp"
 #include "tests/support/text_model.hpp"
@@ -327,6 +328,21 @@ TEST_CASE("dllm-eval: without a comparison nothing is said of one", "[programs]"
   CHECK(result.at("settings").at("policy_options").at("recompute_block") == true);
   CHECK(result.at("settings").at("policy_options").at("similarity_threshold") == 0.99);
   CHECK(result.at("settings").at("decoding").at("block_length") == 8);
+}
+
+TEST_CASE("dllm-eval: the backend of bf16 is the one that has products of it", "[programs]") {
+  using namespace dllm_cache::models;
+  const Quiz quiz;
+  std::ofstream(quiz.file("data.jsonl"))
+      << R"({"prompt": "a", "answer": "b", "gen_length": 8})" << '\n';
+  const std::string asked =
+      "--data " + quiz.file("data.jsonl").string() + " --no-comparison --precision bf16";
+  const bool onednn = can_compute({Backend::OneDnn, Precision::Bfloat16});
+  for (const bool eigen : {false, true}) {
+    const Json settings = quiz.evaluate(asked + (eigen ? " --backend eigen" : "")).at("settings");
+    CHECK(settings.at("precision") == "bf16");
+    CHECK(settings.at("backend") == (onednn && !eigen ? "onednn" : "eigen"));
+  }
 }
 
 TEST_CASE("dllm-eval: the table fits into 80 columns", "[programs]") {

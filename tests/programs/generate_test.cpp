@@ -367,6 +367,40 @@ TEST_CASE(
   CHECK(rows(changed_request(folder, {{"cache", {{"transfer_ratio", 0.5}}}}), "") == expected);
 }
 
+TEST_CASE(
+    "dllm-generate: bf16 on oneDNN is computed, or refused where oneDNN has no products of it",
+    "[programs]") {
+  const std::string good = model("llada-tiny") + request("uncached-blocks") +
+                           "--gen-length 4 --block-length 4 --steps 1 --threads 1 --quiet ";
+  const std::string asked = good + "--precision bf16 --backend onednn";
+  const auto computed = [](const Outcome& outcome) {
+    INFO(outcome.output);
+    CHECK(outcome.code == 0);
+    CHECK(outcome.output.empty());
+  };
+  // oneDNN does as if this processor had nothing newer: bf16 products need AVX-512.
+  const std::string old = "ONEDNN_MAX_CPU_ISA=AVX2 " DLLM_GENERATE;
+  if (!dllm_cache::models::has_onednn) {
+    check_refusal(run(asked), 2, "backend must be one that is built in (Eigen), got oneDNN");
+    computed(run(good + "--precision bf16"));
+    return;
+  }
+  const std::string refusal =
+      "ComputeOptions: the backend oneDNN has no bf16 products on this processor: ask for float32, "
+      "or the backend Eigen";
+  check_refusal(run_program(old, asked), 2, refusal);
+  check_refusal(run_program(old, good + "--backend onednn --precision bf16"), 2, refusal);
+  // Where no backend was asked for it is one that computes; so it is wherever the options say.
+  for (const char* options : {"--precision bf16", "--precision bf16 --backend eigen",
+                              "--precision float32 --backend onednn"})
+    computed(run_program(old, good + options));
+  if (dllm_cache::models::can_compute(
+          {dllm_cache::models::Backend::OneDnn, dllm_cache::models::Precision::Bfloat16}))
+    computed(run(asked));
+  else
+    check_refusal(run(asked), 2, refusal);
+}
+
 TEST_CASE("dllm-generate: options of another policy are refused and their owner is named",
           "[programs]") {
   const TemporaryFolder folder;

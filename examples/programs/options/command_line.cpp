@@ -8,6 +8,7 @@
 #include <ostream>
 #include <vector>
 
+#include "dllm_cache/models/compute/backends.hpp"
 #include "programs/options/option_names.hpp"
 #include "programs/options/policies.hpp"
 
@@ -148,10 +149,12 @@ void declare_threads(CLI::App& app, int& threads) {
 
 void declare_compute(CLI::App& app, ComputeSettings& settings) {
   declare_threads(app, settings.threads);
-  app.add_option("--backend", settings.model.backend,
-                 "Matrix products by eigen or onednn (default: onednn where it was built in)")
-      ->transform(CLI::CheckedTransformer(std::map<std::string, models::Backend>{
-          {"eigen", models::Backend::Eigen}, {"onednn", models::Backend::OneDnn}}));
+  auto* const backend = app.add_option(
+      "--backend", settings.model.backend,
+      "Matrix products by eigen or onednn (default: onednn where it was built in and has products "
+      "of --precision on this processor)");
+  backend->transform(CLI::CheckedTransformer(std::map<std::string, models::Backend>{
+      {"eigen", models::Backend::Eigen}, {"onednn", models::Backend::OneDnn}}));
   app.add_option("--precision", settings.model.precision,
                  "Weights and products in float32 (default) or bf16")
       ->transform(CLI::CheckedTransformer(std::map<std::string, models::Precision>{
@@ -160,6 +163,11 @@ void declare_compute(CLI::App& app, ComputeSettings& settings) {
                  "Features stored as float32 (default) or bf16, which halves cache_bytes")
       ->transform(CLI::CheckedTransformer(std::map<std::string, FeatureType>{
           {"float32", FeatureType::Float32}, {"bf16", FeatureType::Bfloat16}}));
+  // Whatever order the options come in. A backend that was asked for is refused at load instead.
+  app.parse_complete_callback([&settings, backend] {
+    if (backend->count() == 0 && !models::can_compute(settings.model))
+      settings.model.backend = models::Backend::Eigen;
+  });
 }
 
 void list_policies(std::ostream& out) {

@@ -34,7 +34,8 @@ void declare_tokens(CLI::App& app, TokenSettings& tokens);
 /// Declares `--threads`.
 void declare_threads(CLI::App& app, int& threads);
 
-/// Declares `--threads`, `--backend`, `--precision` and `--features`.
+/// Declares `--threads`, `--backend`, `--precision` and `--features`. Without `--backend` the model
+/// is computed with Eigen where the default backend cannot compute in the precision asked for.
 void declare_compute(CLI::App& app, ComputeSettings& settings);
 
 /// Writes every policy and preset with its description and options: what `--policy list` shows.

@@ -52,7 +52,7 @@ Json policy_json(const PolicyChoice& choice) {
 Json compute_json(const dllm_cache::models::ComputeOptions& compute, FeatureType features) {
   namespace models = dllm_cache::models;
   return {{"backend", compute.backend == models::Backend::Eigen ? "eigen" : "onednn"},
-          {"precision", compute.precision == models::Precision::Float32 ? "float32" : "bf16"},
+          {"precision", models::name_of(compute.precision)},
           {"features", features == FeatureType::Float32 ? "float32" : "bf16"}};
 }
 

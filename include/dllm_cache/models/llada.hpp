@@ -18,7 +18,8 @@ namespace dllm_cache::inline v0_1::models {
 /// `tokens` are what the caller knows better than the checkpoint. Throws std::runtime_error naming
 /// file, key or tensor, what was expected and what was found: an absent or illegal key, one that
 /// asks for what is not computed (see config_keys), a checkpoint that is quantised, a missing or
-/// misshapen tensor; and std::invalid_argument for a token outside the vocabulary.
+/// misshapen tensor; and std::invalid_argument for a token outside the vocabulary and for options
+/// that can_compute() denies.
 [[nodiscard]] inline std::shared_ptr<const TransformerModel> load_llada(
     const CheckpointFolder& folder, const ComputeOptions& options = {},
     const TokenChoice& tokens = {}) {

@@ -16,7 +16,8 @@ namespace dllm_cache::inline v0_1::models {
 /// `families`. TransformerModel::warnings has what a program should tell its user.
 ///
 /// Throws std::runtime_error naming the file and the reason, std::invalid_argument for a token of
-/// `tokens` outside the vocabulary; see CheckpointFolder, family_of and load_llada.
+/// `tokens` outside the vocabulary and for options that can_compute() denies, before any weight is
+/// packed; see CheckpointFolder, family_of and load_llada.
 [[nodiscard]] inline std::shared_ptr<const TransformerModel> load_model(
     const std::filesystem::path& path, const ComputeOptions& options = {},
     const TokenChoice& tokens = {}) {

@@ -22,11 +22,11 @@ namespace dllm_cache::inline v0_1::models {
 /// one thread. Holds what a backend keeps between calls and the count of operations.
 class Attention {
  public:
-  /// Throws std::invalid_argument for a backend that is not built in. The team must outlive it.
+  /// Throws std::invalid_argument where can_compute() is false. The team must outlive it.
   Attention(const ComputeOptions& options, ThreadTeam& team)
       : m_team(&team),
         m_narrow(multiplies_bf16(options)),
-        m_many_rows(detail::Backends::make_attention(options.backend, team.threads())) {}
+        m_many_rows(detail::Backends::make_attention(options, team.threads())) {}
 
   /// out `[m, heads * head_dim]` = softmax(q k^T / sqrt(head_dim)) v, each segment's rows over its
   /// own keys and values; q `[m, heads * head_dim]`. Grouped query heads share their keys.

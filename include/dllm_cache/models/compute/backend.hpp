@@ -32,10 +32,15 @@ enum class Precision {
   return "unknown";
 }
 
+/// A precision's name, for messages.
+[[nodiscard]] constexpr const char* name_of(Precision precision) {
+  return precision == Precision::Float32 ? "float32" : "bf16";
+}
+
 /// Whether oneDNN was built in.
 inline constexpr bool has_onednn = DLLM_CACHE_HAS_ONEDNN != 0;
 
-/// How a model computes; chosen when it is loaded, since weights are laid out for it.
+/// How a model computes (see can_compute()); chosen at load, since weights are laid out for it.
 struct ComputeOptions {
   Backend backend = has_onednn ? Backend::OneDnn : Backend::Eigen;
   Precision precision = Precision::Float32;

@@ -19,6 +19,7 @@ namespace dllm_cache::inline v0_1::models::detail {
 /// a struct of
 /// - `id`: its Backend;
 /// - `multiplies_bf16`: whether with Precision::Bfloat16 the rows of products are bf16, too;
+/// - `computes(precision)`: whether it does on the processor that the program runs on;
 /// - `Weights`: a weight matrix, made of (const Tensor&, Precision) and shared between threads;
 ///   `reads_tensor()`;
 /// - `Products`: what products of one runner keep; `padded_rows(rows)`,
@@ -43,19 +44,24 @@ struct BackendList {
     return std::max({All::Products::padded_rows(rows)...});
   }
 
-  /// Throws std::invalid_argument for a backend that is not listed.
+  /// Whether the backend is listed and computes in that precision on this processor.
+  [[nodiscard]] static bool computes(const ComputeOptions& options) {
+    return ((options.backend == All::id && All::computes(options.precision)) || ...);
+  }
+
+  /// Throws std::invalid_argument where computes() is false.
   [[nodiscard]] static Weights lay_out(const Tensor& weight, const ComputeOptions& options) {
     Weights weights;
-    choose(options.backend, [&]<class Chosen>(Chosen) {
+    choose(options, [&]<class Chosen>(Chosen) {
       weights.template emplace<typename Chosen::Weights>(weight, options.precision);
     });
     return weights;
   }
 
-  /// Throws std::invalid_argument for a backend that is not listed.
-  [[nodiscard]] static Attention make_attention(Backend backend, int threads) {
+  /// Throws std::invalid_argument where computes() is false.
+  [[nodiscard]] static Attention make_attention(const ComputeOptions& options, int threads) {
     Attention attention;
-    choose(backend, [&]<class Chosen>(Chosen) {
+    choose(options, [&]<class Chosen>(Chosen) {
       attention.template emplace<typename Chosen::Attention>(threads);
     });
     return attention;
@@ -73,9 +79,10 @@ struct BackendList {
 
  private:
   template <class Work>
-  static void choose(Backend backend, const Work& work) {
+  static void choose(const ComputeOptions& options, const Work& work) {
     const auto try_one = [&]<class One>(One one) {
-      if (backend != One::id) return false;
+      if (options.backend != One::id) return false;
+      if (!One::computes(options.precision)) refuse_precision(options);
       work(one);
       return true;
     };
@@ -83,7 +90,18 @@ struct BackendList {
     std::string known;
     ((known += (known.empty() ? "" : ", ") + std::string(name_of(All::id))), ...);
     base::refuse_argument("ComputeOptions: backend must be one that is built in (", known,
-                          "), got ", name_of(backend));
+                          "), got ", name_of(options.backend));
+  }
+
+  [[noreturn]] static void refuse_precision(const ComputeOptions& options) {
+    std::string instead;
+    ((instead += All::computes(options.precision)
+                     ? std::string(", or the backend ") + name_of(All::id)
+                     : std::string()),
+     ...);
+    base::refuse_argument("ComputeOptions: the backend ", name_of(options.backend), " has no ",
+                          name_of(options.precision),
+                          " products on this processor: ask for float32", instead);
   }
 };
 

@@ -24,4 +24,10 @@ namespace dllm_cache::inline v0_1::models {
   return detail::Backends::multiplies_bf16(options);
 }
 
+/// Whether a model can be loaded with these options: their backend is built in and has products of
+/// their precision on this processor. Any thread may ask.
+[[nodiscard]] inline bool can_compute(const ComputeOptions& options) {
+  return detail::Backends::computes(options);
+}
+
 }  // namespace dllm_cache::inline v0_1::models

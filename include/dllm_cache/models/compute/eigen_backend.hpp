@@ -26,6 +26,7 @@ class EigenProducts {
 struct EigenBackend {
   static constexpr Backend id = Backend::Eigen;
   static constexpr bool multiplies_bf16 = false;
+  [[nodiscard]] static bool computes(Precision /*precision*/) { return true; }
   using Weights = EigenWeights;
   using Products = EigenProducts;
   using Attention = EigenAttention;

@@ -21,8 +21,7 @@ class Linear {
   Linear() = default;
 
   /// Weight `[outputs, inputs]`, bias `[outputs]` or null. Throws std::runtime_error for an element
-  /// type other than F32, F16 and BF16, and std::invalid_argument for a backend that is not built
-  /// in.
+  /// type other than F32, F16 and BF16, and std::invalid_argument where can_compute() is false.
   Linear(const Tensor& weight, const Tensor* bias, const ComputeOptions& options)
       : m_weights(detail::Backends::lay_out(weight, options)),
         m_narrow(models::multiplies_bf16(options)),

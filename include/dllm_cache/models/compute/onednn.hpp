@@ -62,6 +62,39 @@ decltype(auto) try_onednn(const char* what, const Call& call) {
 #endif
 }
 
+/// The product c [rows, cols] = a [rows, inner] b [inner, cols], a and b of one type.
+[[nodiscard]] inline dnnl::matmul::primitive_desc matmul_of(const dnnl::engine& engine, Index rows,
+                                                            Index inner, Index cols, DnnlType type,
+                                                            const dnnl::memory::dims& b_strides) {
+  using Desc = dnnl::memory::desc;
+  const Desc a({rows, inner}, type, dnnl::memory::dims{inner, 1});
+  const Desc b({inner, cols}, type, b_strides);
+  const Desc c({rows, cols}, DnnlType::f32, dnnl::memory::dims{cols, 1});
+#if DNNL_VERSION_MAJOR >= 3
+  return dnnl::matmul::primitive_desc(engine, a, b, c);
+#else
+  return dnnl::matmul::primitive_desc(dnnl::matmul::desc(a, b, c), engine);
+#endif
+}
+
+/// Whether oneDNN has the bf16 products of linear maps and of attention on this processor (2.6: on
+/// those with AVX-512 alone). Asks oneDNN at the first call, any thread may.
+[[nodiscard]] inline bool onednn_multiplies_bf16() {
+  static const bool multiplies = [] {
+    try {
+      constexpr Index size = 16;
+      const dnnl::engine engine(dnnl::engine::kind::cpu, 0);
+      static_cast<void>(product_of(engine, size, size, size, Precision::Bfloat16, nullptr));
+      static_cast<void>(matmul_of(engine, size, size, size, DnnlType::bf16, {1, size}));
+      static_cast<void>(matmul_of(engine, size, size, size, DnnlType::bf16, {size, 1}));
+      return true;
+    } catch (const dnnl::error&) {
+      return false;
+    }
+  }();
+  return multiplies;
+}
+
 }  // namespace detail
 
 /// A weight matrix `[outputs, inputs]` packed once into the layout that oneDNN prefers. Const and

@@ -113,19 +113,12 @@ class OneDnnAttentionIn {
 
   static Product make_product(Worker& worker, Index rows, Index inner, Index cols,
                               const dnnl::memory::dims& b_strides) {
-    using Desc = dnnl::memory::desc;
-    const Desc a({rows, inner}, type, dnnl::memory::dims{inner, 1});
-    const Desc b({inner, cols}, type, b_strides);
-    const Desc c({rows, cols}, DnnlType::f32, dnnl::memory::dims{cols, 1});
-#if DNNL_VERSION_MAJOR >= 3
-    const dnnl::matmul::primitive_desc description(worker.engine, a, b, c);
-#else
-    const dnnl::matmul::primitive_desc description(dnnl::matmul::desc(a, b, c), worker.engine);
-#endif
-    const auto empty = [&](const Desc& layout) {
+    const auto description = matmul_of(worker.engine, rows, inner, cols, type, b_strides);
+    const auto empty = [&](const dnnl::memory::desc& layout) {
       return dnnl::memory(layout, worker.engine, nullptr);
     };
-    return {dnnl::matmul(description), empty(a), empty(b), empty(c)};
+    return {dnnl::matmul(description), empty(description.src_desc()),
+            empty(description.weights_desc()), empty(description.dst_desc())};
   }
 
   static Pair& find(Worker& worker, const Key& key) {

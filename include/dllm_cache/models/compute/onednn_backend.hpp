@@ -11,6 +11,9 @@ namespace dllm_cache::inline v0_1::models {
 struct OneDnnBackend {
   static constexpr Backend id = Backend::OneDnn;
   static constexpr bool multiplies_bf16 = true;
+  [[nodiscard]] static bool computes(Precision precision) {
+    return precision != Precision::Bfloat16 || detail::onednn_multiplies_bf16();
+  }
   using Weights = PackedWeights;
   using Products = OneDnnProducts;
   using Attention = OneDnnAttention;
