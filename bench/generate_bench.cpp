@@ -398,8 +398,8 @@ template <class Run>
 void register_run(const std::string& setting, const models::ComputeOptions& options,
                   const Run& run) {
   const bool wide = options.precision == models::Precision::Float32;
-  const std::string name =
-      "generate/" + setting + (wide ? "/f32/" : "/bf16/") + models::name_of(options.backend);
+  const std::string name = "generate/" + setting + (wide ? "/f32/" : "/bf16/") +
+                           (options.backend == models::Backend::Eigen ? "eigen" : "onednn");
   benchmark::RegisterBenchmark(name.c_str(),
                                [=](benchmark::State& state) {
                                  if (wide)
