@@ -56,7 +56,8 @@ int main(int argc, char** argv) {
   std::vector<Index> answers{loop.add(prompt, options, BlockCachePolicy{})};
   loop.prefill(answers[0]);
   const Index shared = loop.counts(answers[0]).rows;
-  for (const std::uint64_t number : {1, 2}) answers.push_back(loop.fork(answers[0], number));
+  for (std::uint64_t number = 1; number < 3; ++number)  // names random draws
+    answers.push_back(loop.fork(answers[0], number));
   loop.run();
   // [readme]
   for (const Index id : answers) {
