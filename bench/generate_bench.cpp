@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Whole generations on a LLaDA shape of random weights made in memory, uncached and cached steps in
-// turn in one process. Names: generate/SETTING/PRECISION/BACKEND; counters:
+// Whole generations on shapes of random weights made in memory, uncached and cached steps in turn
+// in one process. Names: generate/SETTING/PRECISION/BACKEND; counters of LLaDA's shape:
 //   uncached_s, cached_s      mean seconds a step (uncached: three equal steps)
 //   wall_ratio, ops_ratio     uncached / cached, on the clock and in counted operations
 //   peak_gflops               best product of 1024 rows in this run, same backend and precision
@@ -9,6 +9,17 @@
 //   first_s, due_s            the first step, a plain forward, and one with the response due
 //   cache_bytes               features held
 //   allocations               calls of operator new in a step, all of them oneDNN's
+// Counters of a block-causal model (qwen3-0.6b), whose finished blocks are kept:
+//   uncached_s, cached_s      seconds a step: uncached, mean of one step in the first block and one
+//   in
+//                             the last (the uncached run is sampled, not run: it takes too long);
+//                             cached, median of all steps but the first
+//   prefill_s                 the first step: the prompt and the first block
+//   tokens_s, uncached_tokens_s   tokens a second of the whole cached run, its first step included,
+//                             and of an uncached one of as many steps of uncached_s each
+//   wall_ratio, ops_ratio     uncached / cached of the whole run, likewise
+//   limit_share               seconds of reading all weights once, at read_gb_s, against cached_s
+//   read_gb_s, cache_bytes    as above
 // Every run verifies row counts and the first step's tokens. `--shape llada-8b` times a few steps
 // of each kind at full width instead.
 #include <benchmark/benchmark.h>
@@ -17,6 +28,7 @@
 #include <chrono>
 #include <cstdio>
 #include <cstring>
+#include <exception>
 #include <memory>
 #include <memory_resource>
 #include <numeric>
@@ -72,8 +84,21 @@ models::TransformerConfig llada_8b_shape() {
   return config;
 }
 
-std::vector<std::int32_t> prompt_tokens(const Setting& setting, Index vocabulary) {
-  std::vector<std::int32_t> tokens(static_cast<std::size_t>(setting.prompt));
+/// Qwen3-0.6B, as SDAR and the A2D models have it.
+models::TransformerConfig qwen3_shape() {
+  models::TransformerConfig config;
+  config.layers = 28;
+  config.width = 1024;
+  config.heads = {.heads = 16, .kv_heads = 8, .head_dim = 128};
+  config.feed_forward = 3072;
+  config.vocabulary = 151936;
+  config.rotary_theta = 1e6;
+  config.special = {.mask = 151669, .end_of_text = 151643};
+  return config;
+}
+
+std::vector<std::int32_t> prompt_tokens(Index rows, Index vocabulary) {
+  std::vector<std::int32_t> tokens(static_cast<std::size_t>(rows));
   for (std::size_t i = 0; i < tokens.size(); ++i)
     tokens[i] =
         static_cast<std::int32_t>((i * 7919 + 13) % static_cast<std::size_t>(vocabulary - 8));
@@ -155,9 +180,12 @@ template <class Stored>
 class TimedRun {
  public:
   TimedRun(models::TransformerRunner& runner, const Setting& setting, const AnyPolicy& policy)
+      : TimedRun(runner, prompt_tokens(setting.prompt, runner.vocabulary()),
+                 {.response = setting.response, .steps = setting.steps}, policy) {}
+  TimedRun(models::TransformerRunner& runner, std::span<const std::int32_t> prompt,
+           const DecodingOptions& options, const AnyPolicy& policy)
       : m_runner(runner), m_loop(m_runner, &m_memory) {
-    const auto tokens = prompt_tokens(setting, m_runner.vocabulary());
-    m_loop.add(tokens, {.response = setting.response, .steps = setting.steps}, policy);
+    m_loop.add(prompt, options, policy);
   }
 
   void step() {
@@ -168,6 +196,7 @@ class TimedRun {
     operations.push_back(m_runner.operations() - before);
   }
 
+  [[nodiscard]] bool finished() const { return m_loop.finished(); }
   [[nodiscard]] DecodingCounts counts() const { return m_loop.counts(0); }
   [[nodiscard]] Index cache_bytes() const { return m_loop.cache_bytes(0); }
   [[nodiscard]] std::vector<std::int32_t> tokens() const {
@@ -249,6 +278,60 @@ void run_generation(benchmark::State& state, const Setting& setting,
   }
 }
 
+/// A generation block by block, over the exact cache of finished blocks.
+template <class Stored>
+void run_blocks(benchmark::State& state, const models::ComputeOptions& options) {
+  constexpr Index prompt = 1024, response = 256, block = 32, block_steps = 4;
+  constexpr Index blocks = response / block, steps = blocks * block_steps;
+  const int threads = models::available_threads();
+  const models::TransformerConfig config = qwen3_shape();
+  const auto model = bench::random_model(config, 7, options, 0, true);
+  const DecodingOptions decoding{.response = response,
+                                 .steps_per_block = block_steps,
+                                 .attention_block = block,
+                                 .commit = EvenCommit{}};
+  const auto text = prompt_tokens(prompt, config.vocabulary);
+  for (auto _ : state) {
+    models::TransformerRunner runner(model, threads);
+    TimedRun<Stored> uncached(runner, text, decoding, NoCache{});
+    TimedRun<Stored> cached(runner, text, decoding, BlockCachePolicy{});
+    uncached.step();
+    cached.step();
+    if (uncached.tokens() != cached.tokens())
+      state.SkipWithError("the first step of a cached run must be the uncached one");
+    uncached.step();  // the first one made room
+    while (!cached.finished()) cached.step();
+    // An uncached step of the last block, over the tokens that were found.
+    const auto found = cached.tokens();
+    DecodingOptions last = decoding;
+    last.response = block;
+    TimedRun<Stored> end(runner, std::span(found).first(found.size() - block), last, NoCache{});
+    end.step();
+    // Each block of a step, and each finished one that is followed once more.
+    constexpr Index rows = prompt + block * steps + block * (blocks - 1);
+    if (static_cast<Index>(cached.seconds.size()) != steps || cached.counts().rows != rows ||
+        cached.counts().recomputed != rows * config.layers)
+      state.SkipWithError("the cached run must compute the rows that the method says");
+
+    constexpr auto all_steps = static_cast<double>(steps);
+    const double uncached_s = (uncached.seconds.back() + end.seconds.back()) / 2;
+    const double uncached_operations = (uncached.operations.back() + end.operations.back()) / 2;
+    const double cached_s = median({cached.seconds.begin() + 1, cached.seconds.end()});
+    const double bandwidth = read_bandwidth(threads);
+    auto& counters = state.counters;
+    counters["tokens_s"] = response / (all_steps * mean(cached.seconds));
+    counters["uncached_tokens_s"] = response / (all_steps * uncached_s);
+    counters["wall_ratio"] = uncached_s / mean(cached.seconds);
+    counters["ops_ratio"] = uncached_operations / mean(cached.operations);
+    counters["uncached_s"] = uncached_s;
+    counters["cached_s"] = cached_s;
+    counters["prefill_s"] = cached.seconds.front();
+    counters["limit_share"] = weight_bytes(config, options.precision) / bandwidth / cached_s;
+    counters["read_gb_s"] = bandwidth * 1e-9;
+    counters["cache_bytes"] = static_cast<double>(cached.cache_bytes());
+  }
+}
+
 // A few steps of each kind at full width; a whole generation is extrapolated from them.
 void run_llada_8b() {
   const int threads = models::available_threads();
@@ -291,30 +374,39 @@ void run_llada_8b() {
       256.0 * full, total, 256.0 * full / total);
 }
 
+template <class Run>
+void register_run(const std::string& setting, const models::ComputeOptions& options,
+                  const Run& run) {
+  const bool wide = options.precision == models::Precision::Float32;
+  const std::string name = "generate/" + setting + (wide ? "/f32/" : "/bf16/") +
+                           (options.backend == models::Backend::Eigen ? "eigen" : "onednn");
+  benchmark::RegisterBenchmark(name.c_str(),
+                               [=](benchmark::State& state) {
+                                 if (wide)
+                                   run(state, float());
+                                 else
+                                   run(state, Eigen::bfloat16());
+                               })
+      ->Iterations(1)
+      ->Unit(benchmark::kMillisecond)
+      ->UseRealTime();
+}
+
 void register_all() {
-  struct Kind {
-    const char* name;
-    models::Precision precision;
-  };
+  std::vector<models::ComputeOptions> all;
+  for (const auto precision : {models::Precision::Float32, models::Precision::Bfloat16})
+    for (const auto backend : {models::Backend::Eigen, models::Backend::OneDnn}) {
+      if (models::can_compute({backend, precision})) all.push_back({backend, precision});
+    }
   for (const Setting& setting : {gsm8k, longbench})
-    for (const Kind& kind :
-         {Kind{"f32", models::Precision::Float32}, Kind{"bf16", models::Precision::Bfloat16}})
-      for (const models::Backend backend : {models::Backend::Eigen, models::Backend::OneDnn}) {
-        const models::ComputeOptions options{backend, kind.precision};
-        if (!models::can_compute(options)) continue;
-        const std::string name = "generate/" + setting.name + "/" + kind.name + "/" +
-                                 (backend == models::Backend::Eigen ? "eigen" : "onednn");
-        benchmark::RegisterBenchmark(name.c_str(),
-                                     [=](benchmark::State& state) {
-                                       if (options.precision == models::Precision::Float32)
-                                         run_generation<float>(state, setting, options);
-                                       else
-                                         run_generation<Eigen::bfloat16>(state, setting, options);
-                                     })
-            ->Iterations(1)
-            ->Unit(benchmark::kMillisecond)
-            ->UseRealTime();
-      }
+    for (const models::ComputeOptions& options : all)
+      register_run(setting.name, options, [=]<class Stored>(benchmark::State& state, Stored) {
+        run_generation<Stored>(state, setting, options);
+      });
+  for (const models::ComputeOptions& options : all)
+    register_run("qwen3-0.6b", options, [=]<class Stored>(benchmark::State& state, Stored) {
+      run_blocks<Stored>(state, options);
+    });
 }
 
 }  // namespace

@@ -35,9 +35,9 @@ def read_medians(paths):
 
 
 def generate_rows(medians):
-    """Names (setting, precision, backend) and counters of the whole generations."""
+    """Names (setting, precision, backend) and counters of the whole generations with dLLM-Cache."""
     for name, run in medians.items():
-        if name.startswith("generate/"):
+        if name.startswith("generate/") and "verify_s" in run:
             yield name.split("/")[1:], run
 
 

@@ -14,12 +14,12 @@ install_python_packages bench/requirements.txt
 
 cmake --preset release -DDLLM_CACHE_BUILD_TESTS=OFF -DDLLM_CACHE_BUILD_EXAMPLES=OFF -DDLLM_CACHE_BUILD_BENCH=ON >/dev/null
 cmake --build --preset release --target bench_core bench_layer bench_generate
-measure() {  # PROGRAM REPETITIONS SECONDS-EACH
+measure() {  # PROGRAM REPETITIONS SECONDS-EACH OPTION...
   build/release/bench/bench_"$1" --benchmark_repetitions="$2" --benchmark_min_time="$3" \
-    --benchmark_out="bench/results/$1.json" --benchmark_out_format=json
+    --benchmark_out="bench/results/$1.json" --benchmark_out_format=json "${@:4}"
 }
 measure core 7 0.1
 measure layer 5 0.1
-measure generate 5 0
+measure generate 5 0 --benchmark_filter=-qwen3  # which has a section of its own
 build/venv/bin/python bench/report.py bench/results/{generate,layer,core}.json \
   --svg bench/results/steps.svg --readme bench/RESULTS.md

@@ -18,10 +18,11 @@ namespace models = dllm_cache::models;
 /// A LLaDA-like model of seeded random weights, scaled as at initialisation, made in memory.
 ///
 /// `distinct` layers are made and repeated in turn where there are more (0: all are distinct), so
-/// that the products of a large model can be timed in little memory.
+/// that the products of a large model can be timed in little memory. With `head_norms` each head of
+/// queries and keys is normed, as in Qwen3.
 inline std::shared_ptr<const models::TransformerModel> random_model(
     const models::TransformerConfig& config, std::uint64_t seed,
-    const models::ComputeOptions& options = {}, Index distinct = 0) {
+    const models::ComputeOptions& options = {}, Index distinct = 0, bool head_norms = false) {
   auto kept = std::make_shared<std::list<std::vector<float>>>();
   const auto matrix = [&](std::list<std::vector<float>>& to, Index rows, Index cols) {
     auto& elements = to.emplace_back(static_cast<std::size_t>(rows * cols));
@@ -44,9 +45,9 @@ inline std::shared_ptr<const models::TransformerModel> random_model(
     if (linear.reads_tensor()) kept->splice(kept->end(), made);
     return linear;
   };
-  const auto norm = [&] {
+  const auto norm = [](Index width) {
     models::RmsNorm unit;
-    unit.weight.assign(static_cast<std::size_t>(config.width), 1.0F);
+    unit.weight.assign(static_cast<std::size_t>(width), 1.0F);
     return unit;
   };
   auto model = std::make_shared<models::TransformerModel>();
@@ -60,8 +61,12 @@ inline std::shared_ptr<const models::TransformerModel> random_model(
       continue;
     }
     models::LayerWeights layer;
-    layer.attention_norm = norm();
-    layer.feed_forward_norm = norm();
+    layer.attention_norm = norm(config.width);
+    layer.feed_forward_norm = norm(config.width);
+    if (head_norms) {
+      layer.query_norm = norm(config.heads.head_dim);
+      layer.key_norm = norm(config.heads.head_dim);
+    }
     layer.query = make_linear(config.query_width(), config.width);
     layer.key = make_linear(config.kv_width(), config.width);
     layer.value = make_linear(config.kv_width(), config.width);
@@ -71,7 +76,7 @@ inline std::shared_ptr<const models::TransformerModel> random_model(
     layer.down = make_linear(config.width, config.feed_forward);
     model->layers.push_back(std::move(layer));
   }
-  model->final_norm = norm();
+  model->final_norm = norm(config.width);
   model->head = make_linear(config.vocabulary, config.width);
   model->lifetime = kept;
   return model;

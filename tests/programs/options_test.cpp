@@ -108,7 +108,7 @@ TEST_CASE("programs: the JSON of decoding has every key with its default", "[pro
                                        {"stop_at", nullptr},
                                        {"small_block_length", nullptr},
                                        {"steps_per_block", nullptr},
-                                       {"attention_block", 0},
+                                       {"attention_block", nullptr},
                                        {"fuse_blocks", true},
                                        {"trim_after_eos", false},
                                        {"block_length", nullptr},

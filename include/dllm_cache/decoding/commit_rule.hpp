@@ -119,8 +119,10 @@ struct ThresholdCommit {
   static constexpr bool counted = false;
   double threshold = 0.9;  ///< In [0, 1].
   static void visit_options(auto& self, auto&& visit) {
-    visit("threshold", self.threshold, from_0_to_1,
-          "parallel decoding: commit every token at least this sure, and the best");
+    visit(
+        "threshold", self.threshold, from_0_to_1,
+        "parallel decoding: commit every token at least this sure (SDAR and Fast-dLLM v2: surer), "
+        "and the best");
   }
   [[nodiscard]] Index count(std::span<const Prediction> ordered, const BlockProgress&) const {
     Index taken = 1;

@@ -73,7 +73,8 @@ struct DecodingOptions {
           "denoising steps in all, for counted schedules (default gen_length)");
     visit("steps_per_block", self.steps_per_block, OptionRange<Index>{.least = 1, .unset = 0},
           "denoising steps of every block (SDAR: default one a token)");
-    visit("attention_block", self.attention_block, between(0, Index{1} << 16),
+    visit("attention_block", self.attention_block,
+          OptionRange<Index>{.least = 0, .most = Index{1} << 16, .unset = 0},
           "rows a block of block-causal attention, 0: bidirectional (default: the model's)");
     visit("prompt_end_grid", self.prompt_end_grid, yes_or_no, "", "");
     visit("fuse_blocks", self.fuse_blocks, yes_or_no,
