@@ -6,9 +6,9 @@
 #include <string>
 
 #include "tests/support/cached_run.hpp"
+#include "tests/support/exact_refusal.hpp"
 #include "tests/support/fake_model.hpp"
 #include "tests/support/loop_runs.hpp"
-#include "tests/support/exact_refusal.hpp"
 
 using namespace dllm_cache;
 using namespace dllm_cache::testing;

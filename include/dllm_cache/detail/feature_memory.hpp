@@ -59,7 +59,7 @@ class FeatureMemory {
       std::swap(m_memory, view);
       std::swap(m_frozen, frozen);
       m_written = false;
-      m_shared.clear();  // what it had of another is its own from here on
+      m_shared.clear();                         // what it had of another is its own from here on
       view = base::Buffer<Stored>(resource());  // before the pages that it may be a view of
     }
     FeatureMemory forked(m_frozen.get());
