@@ -108,7 +108,8 @@ class DenoisingLoop {
       base::refuse_call("DenoisingLoop: extend() of sequence ", id, ", which has guidance");
     SequenceState state = held.state;
     state.extend(rows);
-    held.go_on(std::move(state), m_make.shape_of(state));
+    const SequenceShape shape = m_make.shape_of(state);  // before the state is moved
+    held.go_on(std::move(state), shape);
   }
 
   /// Begins the next turn of a sequence that takes no further steps: its prompt and its answer, up
@@ -123,7 +124,8 @@ class DenoisingLoop {
     prompt.insert(prompt.end(), tokens.begin(), tokens.end());
     SequenceState state = m_make.state(prompt, options);
     auto guided = m_make.guided(state, done.cache->planner().policy());
-    done.go_on(std::move(state), m_make.shape_of(state), static_cast<Index>(kept.size()));
+    const SequenceShape shape = m_make.shape_of(state);  // before the state is moved
+    done.go_on(std::move(state), shape, static_cast<Index>(kept.size()));
     done.guided = std::move(guided);
   }
 
@@ -241,7 +243,8 @@ class DenoisingLoop {
   [[nodiscard]] DecodingCounts counts(Index id) const { return slot(id).counts(); }
   /// Forwards of a sequence, unconditional ones included; throws like sequence().
   [[nodiscard]] Index forwards(Index id) const { return slot(id).forwards(); }
-  /// Bytes of features held for a sequence, unconditional ones included; throws like sequence().
+  /// Bytes of features held for a sequence, unconditional ones included, without those that it
+  /// shares with the one that it was forked from; throws like sequence().
   [[nodiscard]] Index cache_bytes(Index id) const { return slot(id).cache_bytes(); }
 
  private:

@@ -198,12 +198,13 @@ struct LoopSequence {
   /// Goes on as another state, in which the first `keep` rows have the tokens that they had, or
   /// all. Throws like FeatureCache::reshape; then nothing has changed.
   void go_on(SequenceState next, const SequenceShape& shape, std::optional<Index> keep = {}) {
-    const Index old_rows = cache->shape().rows();
-    ChangeLog log = changes.resized(next.tokens().size());
-    const Index same = keep.value_or(old_rows);
-    // What has changed since the last step was not stored, and is not known to have changed later.
-    cache->reshape(shape, std::min({same, shape.rows(), keep ? changes.first_changed() : same}));
-    if (keep) log = ChangeLog(log.changed.size());
+    const std::size_t rows = next.tokens().size();
+    ChangeLog log = keep ? ChangeLog(rows) : changes.resized(rows);
+    // A new log does not know what has changed since the last step: that is not kept. Where
+    // attention is bidirectional nothing would be read of what is.
+    Index same = keep ? std::min(*keep, changes.first_changed()) : cache->shape().rows();
+    if (shape.attention_block == 0) same = 0;
+    cache->reshape(shape, std::min(same, shape.rows()));
     state = std::move(next);
     changes = std::move(log);
     stopped = false;
