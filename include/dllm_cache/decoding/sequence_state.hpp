@@ -27,10 +27,9 @@ namespace dllm_cache::inline v0_1 {
 /// whole sequence, those without a mask take no step, and only rows of the block are committed.
 /// With block-causal attention the blocks are those of SequenceLayout, whose surplus rows are
 /// decoded like others and belong to no answer. A finished block that is followed by another may be
-/// stored in a step of its own, see storing(). Sources: LLaDA's `generate` in
+/// stored in a step of its own, see storing(). Not synchronised. Sources: `generate` in
 /// utils/generate_function.py of maomaocun/dLLM-cache at 17235bf; for gaps `infill` in
-/// dllm/core/samplers/mdlm.py of ZHZisZZ/dllm at 13ba372. Differs: steps in which nothing is left
-/// to commit are not taken. Not synchronised.
+/// dllm/core/samplers/mdlm.py of ZHZisZZ/dllm at 13ba372, less steps that can commit nothing.
 class SequenceState {
  public:
   /// Takes the prompt's tokens; throws std::invalid_argument naming field, legal range and value.
@@ -83,19 +82,23 @@ class SequenceState {
   [[nodiscard]] SequenceLayout layout() const { return {prompt_rows(), has_gaps(), m_options}; }
   /// Whether the next forward is no denoising step: it stores what ends with block(), and commits
   /// nothing, or with `commit_next` the token behind it.
-  [[nodiscard]] bool storing() const { return m_stored.has_value(); }
-  /// Rows of the active block, or of what is stored.
-  [[nodiscard]] Range block() const { return m_stored ? *m_stored : m_blocks.block(); }
+  [[nodiscard]] bool storing() const { return m_storing; }
+  /// Rows of the active block, or of what is stored: the block of attention before it.
+  [[nodiscard]] Range block() const {
+    const Range active = m_blocks.block();
+    if (!m_storing || m_options.attention_block == 0) return active;
+    return layout().attention_before(layout().attention_begin(active));
+  }
   [[nodiscard]] const BlockProgress& block_progress() const { return m_blocks.progress(); }
   /// Steps done in the active block.
   [[nodiscard]] Index block_steps() const { return m_blocks.taken(); }
   [[nodiscard]] bool finished() const { return m_finished; }
 
   /// Whether a row may be committed in this step: masked, and before the end of the active block
-  /// (rows that an earlier block left masked stay candidates unless there are gaps or finished
-  /// blocks are final, as in the references).
+  /// (in it, where there are gaps or finished blocks are final, as in the references).
   [[nodiscard]] bool is_candidate(Index row) const {
-    if (m_stored) return m_options.commit_next && !m_prefills && row == m_stored->end;
+    if (m_storing)
+      return m_options.commit_next && !m_prefills && row == block().end && m_rows.is_masked(row);
     return candidate_rows().contains(row) && m_rows.is_masked(row);
   }
 
@@ -106,7 +109,7 @@ class SequenceState {
             .temperature = m_options.temperature,
             .top_p = m_options.top_p,
             .top_k = m_options.top_k,
-            .excluded_token = m_excludes_mask || m_stored ? m_special.mask : no_token,
+            .excluded_token = m_excludes_mask || m_storing ? m_special.mask : no_token,
             .suppressed = m_suppressed,
             .last = m_last};
   }
@@ -134,8 +137,6 @@ class SequenceState {
     out.number("finished", m_finished);
     m_blocks.save(out);
     out.number("storing", storing());
-    out.number("stored begin", block().begin);
-    out.number("stored end", block().end);
     out.number("prefills", m_prefills);
     out.number("ended", m_ended);
     out.number("excludes_mask", m_excludes_mask);
@@ -157,14 +158,10 @@ class SequenceState {
     state.m_step = in.number<Index>("step", 0, most_counted);
     state.m_finished = in.flag("finished");
     state.m_blocks.restore(in, state.m_step, state.m_finished);
-    const bool storing = in.flag("storing");
-    const auto begin = in.number<Index>("stored begin", 0, state.row_count());
-    const auto end = in.number<Index>("stored end", begin, state.row_count());
-    state.m_stored.reset();
-    if (storing) state.m_stored = {begin, end};
-    if (storing && options.commit_next && end == state.row_count())
-      in.refuse("stored end must be below ", end, ", got ", end);
+    state.m_storing = in.flag("storing");
     state.m_prefills = in.flag("prefills");
+    if (state.m_storing && !state.may_store())
+      in.refuse("storing must be 0 where nothing is to be stored, got 1");
     state.m_ended = in.flag("ended");
     state.m_excludes_mask = in.flag("excludes_mask");
     in.finish();
@@ -181,7 +178,7 @@ class SequenceState {
       if (!is_candidate(one.row))
         base::refuse_call("SequenceState: predictions must be of rows that may be committed, ",
                           "got row ", one.row);
-    if (m_stored) return commit_stored(predictions);
+    if (m_storing) return commit_stored(predictions);
     detail::order_predictions(predictions, m_options, [&](Index row) { return random_key(row); });
     const Index count = m_blocks.count(predictions, candidates());
     Index found = 0;
@@ -192,8 +189,8 @@ class SequenceState {
     // A model that predicts the mask itself would keep an open-ended block busy for ever.
     m_excludes_mask = !is_counted(m_options.commit) && found == 0;
     const bool block_finished = m_blocks.finished(candidates(), m_rows.masked_in(block()));
-    if (ends_here(block_finished))
-      end_answer();
+    if (const auto end = end_here(block_finished))
+      end_answer(*end);
     else if (block_finished)
       move_to(m_blocks.number() + 1, block());
     return count;
@@ -203,10 +200,8 @@ class SequenceState {
   /// DenoisingLoop::prefill().
   void begin_prefill() {
     if (m_finished) base::refuse_call("SequenceState: begin_prefill() after the end");
-    const Index begin =
-        m_options.attention_block > 0 ? layout().attention_begin(m_blocks.block()) : 0;
-    if (m_options.attention_block > 0 && begin == 0) return;
-    if (!m_stored) m_stored = begin == 0 ? m_blocks.block() : layout().attention_before(begin);
+    if (m_options.attention_block > 0 && layout().attention_begin(m_blocks.block()) == 0) return;
+    m_storing = true;
     m_prefills = true;
   }
 
@@ -240,6 +235,14 @@ class SequenceState {
  private:
   [[nodiscard]] Index row_count() const { return m_rows.rows(); }
 
+  // Whether a forward that only stores can come next.
+  [[nodiscard]] bool may_store() const {
+    if (m_finished) return false;
+    if (m_options.attention_block == 0) return m_prefills;
+    const Index begin = layout().attention_begin(m_blocks.block());
+    return begin > 0 && (!m_options.commit_next || m_prefills || m_rows.is_masked(begin));
+  }
+
   // Rows among which a step may commit.
   [[nodiscard]] Range candidate_rows() const {
     return has_gaps() || m_options.attention_block > 0 ? block()
@@ -251,18 +254,17 @@ class SequenceState {
     m_blocks.begin(block, m_rows.masked_in(m_blocks.grid().block(block)));
   }
 
-  // Ends a forward that stored what lies before the next block.
   Index commit_stored(std::span<const Prediction> predictions) {
     if (std::exchange(m_prefills, false)) {
       // The token behind it may be still to be committed.
-      if (!m_options.commit_next || !m_rows.is_masked(m_stored->end)) m_stored.reset();
+      m_storing = m_options.commit_next && m_rows.is_masked(block().end);
       return 0;
     }
     for (const Prediction& one : predictions) m_rows.take(one);
-    m_stored.reset();
+    m_storing = false;
     if (predictions.empty()) return 0;
     if (m_options.early_stop && m_special.end_of_text.contains(predictions.front().token))
-      end_answer();
+      end_answer(predictions.front().row);
     else
       move_to(m_blocks.number(), m_blocks.block());
     return static_cast<Index>(predictions.size());
@@ -271,21 +273,21 @@ class SequenceState {
   [[nodiscard]] std::optional<Index> first_end(Range rows) const {
     return m_rows.find(rows, m_special.end_of_text);
   }
-  [[nodiscard]] bool ends_here(bool block_finished) const {
-    if (!m_options.early_stop) return false;
+  // Where the answer ends with this step, if it does.
+  [[nodiscard]] std::optional<Index> end_here(bool block_finished) const {
+    if (!m_options.early_stop || !(block_finished || m_options.stop_within_block)) return {};
     const std::optional<Index> end = first_end(m_blocks.block());
-    if (!end || block_finished) return end.has_value();
-    return m_options.stop_within_block && m_rows.masked_in({first_to_fill(), *end}) == 0;
+    if (!end || block_finished || m_rows.masked_in({first_to_fill(), *end}) == 0) return end;
+    return {};
   }
 
   // What was not decoded behind the end token of the block holds end tokens.
-  void end_answer() {
-    const Range block = m_blocks.block();
-    const std::int32_t end = m_special.end_of_text.first();
-    m_rows.fill_masks({*first_end(block), block.end}, end);
-    m_rows.fill({block.end, row_count()}, end);
-    m_ended = true;
+  void end_answer(Index end) {
+    const Index block_end = m_blocks.block().end;
+    m_rows.fill_masks({end, block_end}, m_special.end_of_text.first());
+    m_rows.fill({block_end, row_count()}, m_special.end_of_text.first());
     finish();
+    m_ended = true;
   }
   void finish() {
     m_finished = true;
@@ -295,9 +297,8 @@ class SequenceState {
     m_ended = true;
   }
 
-  // Begins the next block that has a mask, `from` or later; blocks of given text alone have nothing
-  // to do. What lies before it may have to be stored first, in a forward of its own: where `done`,
-  // the last block, lies in another block of attention, or was none.
+  // Begins the next block that has a mask, `from` or later. What lies before it may have to be
+  // stored first, where `done`, the last block, lies in another block of attention, or was none.
   void move_to(Index from, std::optional<Range> done) {
     const BlockGrid& grid = m_blocks.grid();
     Index next = from;
@@ -310,7 +311,7 @@ class SequenceState {
     const bool crosses = !done || layout.attention_begin(*done) != begin;
     const bool stores =
         m_options.commit_next ? m_rows.is_masked(begin) : crosses && !m_options.fuse_blocks;
-    if (stores && begin > 0) m_stored = layout.attention_before(begin);
+    m_storing = stores && begin > 0;
   }
 
   DecodingOptions m_options;
@@ -318,13 +319,12 @@ class SequenceState {
   detail::TokenRows m_rows;
   BlockSchedule m_blocks;
   Index m_step = 0;
-  std::vector<std::int32_t> m_suppressed;
-  std::vector<std::int32_t> m_last;
+  std::vector<std::int32_t> m_suppressed, m_last;
   bool m_excludes_mask = false;
   bool m_finished = false;
-  bool m_ended = false;           // by an end token
-  std::optional<Range> m_stored;  // what the next forward stores, where it does nothing else
-  bool m_prefills = false;        // that forward commits nothing
+  bool m_ended = false;     // by an end token
+  bool m_storing = false;   // the next forward stores, and does nothing else
+  bool m_prefills = false;  // nor commits the token behind
 };
 
 }  // namespace dllm_cache::inline v0_1
