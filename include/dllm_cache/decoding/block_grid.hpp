@@ -24,8 +24,6 @@ struct BlockGrid {
     const Index first = begin + number * length;
     return {first, std::min(first + length, end)};
   }
-
-  friend bool operator==(const BlockGrid&, const BlockGrid&) = default;
 };
 
 /// Where prompt, response and blocks of a sequence lie.

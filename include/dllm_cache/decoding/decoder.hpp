@@ -6,6 +6,7 @@
 #include <span>
 #include <string>
 #include <string_view>
+#include <utility>
 
 #include "dllm_cache/base/error.hpp"
 #include "dllm_cache/options.hpp"
@@ -22,8 +23,9 @@ struct ModelDecoding {
 
 /// A published decoding loop.
 struct Decoder {
+  using Default = std::pair<std::string_view, std::string_view>;  // key and value
+
   std::string_view name;
-  std::string_view help;
   Index attention_block = 0;       ///< Of a loop over block-causal attention, where the model says
                                    ///< none; 0: bidirectional.
   bool wants_model_block = false;  ///< What the model says is meant for this loop.
@@ -31,8 +33,7 @@ struct Decoder {
   bool dream = false;              ///< `alg` names the order of commits, `eps` the schedule.
   bool even = false;               ///< EvenCommit.
   bool commits_next = false;       ///< See DecodingOptions::commit_next.
-  /// Defaults, `"key value, key value"`.
-  std::string_view defaults;
+  std::array<Default, 5> defaults = {};  ///< Those behind the last have no key.
 };
 
 /// The loops that there are. Sources: `generate` of ML-GSAI/LLaDA at b7e6c35; Dream's
@@ -40,37 +41,34 @@ struct Decoder {
 /// `block_diffusion_generate` of JetAstra/SDAR at c2041a8; `generate` in modeling.py of
 /// Efficient-Large-Model/Fast_dLLM_v2_7B.
 inline constexpr std::array<Decoder, 6> decoders = {{
-    {.name = "llada",
-     .help = "LLaDA: blocks of the response",
-     .defaults = "remasking low_confidence"},
-    {.name = "dream",
-     .help = "Dream: a schedule of times",
-     .categorical = true,
-     .dream = true,
-     .defaults = "alg entropy"},
-    {.name = "mdlm",
-     .help = "dllm's MDLM: LLaDA's loop with a linear schedule",
-     .defaults = "schedule dllm, remasking low_confidence"},
+    {.name = "llada", .defaults = {{{"remasking", "low_confidence"}}}},
+    {.name = "dream", .categorical = true, .dream = true, .defaults = {{{"alg", "entropy"}}}},
+    {.name = "mdlm", .defaults = {{{"schedule", "dllm"}, {"remasking", "low_confidence"}}}},
     {.name = "bd3lm",
-     .help = "dllm's BD3LM: block-causal, blocks counted from the prompt's end",
      .attention_block = 32,
-     .defaults = "schedule dllm, remasking low_confidence, block_grid prompt_end, early_stop true"},
+     .defaults = {{{"schedule", "dllm"},
+                   {"remasking", "low_confidence"},
+                   {"block_grid", "prompt_end"},
+                   {"early_stop", "true"}}}},
     {.name = "sdar",
-     .help = "SDAR: block-causal, blocks counted from row 0",
      .attention_block = 4,
      .wants_model_block = true,
      .categorical = true,
      .even = true,
-     .defaults = "remasking low_confidence_dynamic, threshold 0.85, early_stop true"},
+     .defaults = {{{"remasking", "low_confidence_dynamic"},
+                   {"threshold", "0.85"},
+                   {"early_stop", "true"}}}},
     {.name = "fastdllm-v2",
-     .help = "Fast-dLLM v2: block-causal, decoded by sub-blocks",
      .attention_block = 32,
      .wants_model_block = true,
      .categorical = true,
      .even = true,
      .commits_next = true,
-     .defaults = "remasking low_confidence_dynamic, threshold 1, early_stop true, stop_at prefix, "
-                 "trim_after_eos true"},
+     .defaults = {{{"remasking", "low_confidence_dynamic"},
+                   {"threshold", "1"},
+                   {"early_stop", "true"},
+                   {"stop_at", "prefix"},
+                   {"trim_after_eos", "true"}}}},
 }};
 
 /// "llada, dream, ... or fastdllm-v2"
@@ -109,8 +107,9 @@ inline void add_block_defaults(OptionValues& values, const Decoder& decoder,
   const Index usual = models ? model.attention_block : decoder.attention_block;
   values.emplace("attention_block",
                  given != values.end() ? given->second : option_text<Index>(usual));
-  const std::string attention = values.at("attention_block");
-  values.emplace("block_length", attention);
+  const auto attention = parse_option<Index>(values.at("attention_block"), {});
+  if (!attention || *attention == 0) return;  // refused, or bidirectional
+  values.emplace("block_length", option_text(*attention));
   constexpr Index sub_block = 8;  // Fast-dLLM v2's small_block_size
   const auto length = parse_option<Index>(values.at("block_length"), {});
   if (decoder.commits_next && length && *length % sub_block == 0)
@@ -128,18 +127,14 @@ inline void add_block_defaults(OptionValues& values, const Decoder& decoder,
   const bool has_rule = std::any_of(rules.begin(), rules.end(),
                                     [&](const std::string& key) { return values.contains(key); });
   values.emplace("decoder", decoder.name);
-  std::string_view rest = decoder.defaults;
-  while (!rest.empty()) {
-    const std::string_view one = rest.substr(0, rest.find(", "));
-    rest.remove_prefix(std::min(rest.size(), one.size() + 2));
-    const std::string key(one.substr(0, one.find(' ')));
+  for (const auto& [key, value] : decoder.defaults) {
+    if (key.empty()) break;
     const bool is_rule = std::find(rules.begin(), rules.end(), key) != rules.end();
     // SDAR's other orders have no threshold; `remasking` stands before it.
     const auto remasking = values.find("remasking");
     const bool no_threshold = key == "threshold" && remasking != values.end() &&
                               remasking->second != "low_confidence_dynamic";
-    if (is_rule && (has_rule || no_threshold)) continue;
-    values.emplace(key, one.substr(one.find(' ') + 1));
+    if (!is_rule || !(has_rule || no_threshold)) values.emplace(key, value);
   }
   if (decoder.attention_block > 0) detail::add_block_defaults(values, decoder, model);
   return values;

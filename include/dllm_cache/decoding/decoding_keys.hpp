@@ -114,8 +114,8 @@ void for_each_parallel_rule(const Visit& visit) {
                     .word = {},
                     .value = std::move(value)});
   };
-  std::string loops = "the model's decoding loop, a set of defaults (default: the model's)";
-  add_words("decoder", loops.c_str(), decoder_list(), std::nullopt);
+  add_words("decoder", "the decoding loop, a set of defaults (default: the model's)",
+            decoder_list(), std::nullopt);
   add_words("remasking", "which tokens are committed first: LLaDA's words and SDAR's",
             detail::list_words(detail::remasking_words) +
                 "; SDAR: " + detail::list_words(detail::even_words),
