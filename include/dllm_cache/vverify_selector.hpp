@@ -8,37 +8,9 @@
 
 #include "dllm_cache/base/error.hpp"
 #include "dllm_cache/base/scalar.hpp"
+#include "dllm_cache/selection.hpp"
 
 namespace dllm_cache::inline v0_1 {
-
-/// What one pass over a fresh and a cached value row leaves behind: enough for their cosine.
-/// A tensor-parallel runtime adds these three numbers over its ranks at the end of accumulate().
-struct SimilaritySums {
-  double dot = 0.0;            ///< fresh . cached, both as stored.
-  double fresh_square = 0.0;   ///< fresh . fresh
-  double cached_square = 0.0;  ///< cached . cached
-
-  SimilaritySums& operator+=(const SimilaritySums& other) {
-    dot += other.dot;
-    fresh_square += other.fresh_square;
-    cached_square += other.cached_square;
-    return *this;
-  }
-};
-
-/// Signed square of the cosine, in [-1, 1]: orders rows as the cosine does and needs no root.
-/// Squares count as 1e-16 at least (the 1e-8 on each norm of the reference), so a zero row scores
-/// 0.
-[[nodiscard]] inline double signed_square_cosine(const SimilaritySums& sums) {
-  return sums.dot * std::abs(sums.dot) /
-         (std::max(sums.fresh_square, 1e-16) * std::max(sums.cached_square, 1e-16));
-}
-
-/// Cosine similarity of a row's fresh and cached values, for thresholds and reports.
-[[nodiscard]] inline double similarity(const SimilaritySums& sums) {
-  const double square = signed_square_cosine(sums);
-  return std::copysign(std::sqrt(std::abs(square)), square);
-}
 
 /// Part of RowSelector: write `void accumulate(MatrixView<const Scalar> fresh,
 /// MatrixView<Stored> cached, std::span<SimilaritySums> sums)`.
@@ -68,9 +40,9 @@ concept RowSelector = std::copyable<S> && AccumulatesSums<S, Scalar, Stored> && 
 
 /// V-verify of dLLM-Cache: the rows whose value changed most against the cached value.
 ///
-/// Rows rank by the cosine of the value rows (all heads as one vector), least similar first, ties
-/// to the lower row, NaN before everything. Fresh values are rounded to the stored type before they
-/// are compared: otherwise a bf16 cache would be selected from by its rounding noise.
+/// Rows rank by the cosine of the value rows (all heads as one vector), as LeastSimilarRows says.
+/// Fresh values are rounded to the stored type before they are compared: otherwise a bf16 cache
+/// would be selected from by its rounding noise.
 /// Source: arXiv 2506.06295; `refresh_index` in maomaocun/dLLM-cache at 17235bf.
 template <ComputeScalar Scalar, StoredScalar Stored = Scalar>
 class VVerifySelector {
@@ -91,32 +63,10 @@ class VVerifySelector {
           accumulate_row(fresh.row(row), cached.row(row), fresh.cols);
   }
 
-  /// Writes to `selected` the `count` least similar places of `sums`, ascending;
-  /// `0 <= count <= sums.size()`, else std::invalid_argument.
+  /// Writes to `selected` the `count` least similar places of `sums`, ascending; see
+  /// LeastSimilarRows. `0 <= count <= sums.size()`, else std::invalid_argument.
   void select(std::span<const SimilaritySums> sums, Index count, std::vector<Index>& selected) {
-    const auto rows = static_cast<Index>(sums.size());
-    if (count < 0 || count > rows)
-      base::refuse_argument("VVerifySelector: count must be in [0, rows = ", rows, "], got ",
-                            count);
-    m_rank.resize(sums.size());
-    for (std::size_t row = 0; row < sums.size(); ++row) {
-      const double rank = signed_square_cosine(sums[row]);
-      m_rank[row] = std::isnan(rank) ? -2.0 : rank;  // below every cosine: least similar
-    }
-    selected.clear();
-    if (count == 0) return;
-    // The rank of the last row taken; then one pass in row order, lower rows first among equals.
-    m_ordered = m_rank;
-    const auto last = m_ordered.begin() + (count - 1);
-    std::nth_element(m_ordered.begin(), last, m_ordered.end());
-    const double bound = *last;
-    Index equals = count - std::count_if(m_rank.begin(), m_rank.end(),
-                                         [&](double rank) { return rank < bound; });
-    selected.reserve(sums.size());
-    for (std::size_t row = 0; row < m_rank.size(); ++row) {
-      if (m_rank[row] > bound || (m_rank[row] == bound && equals-- <= 0)) continue;
-      selected.push_back(static_cast<Index>(row));
-    }
+    m_rule.select(sums, count, selected);
   }
 
  private:
@@ -177,8 +127,7 @@ class VVerifySelector {
     return total;
   }
 
-  std::vector<double> m_rank;  // of every row, and the same in part ordered
-  std::vector<double> m_ordered;
+  LeastSimilarRows m_rule;
 };
 
 }  // namespace dllm_cache::inline v0_1

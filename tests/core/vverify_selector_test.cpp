@@ -277,7 +277,7 @@ TEST_CASE("VVerifySelector: shapes and counts that do not fit are refused",
                Contains("VVerifySelector: sums must have one entry a row (3), got 2"));
   std::vector<Index> selected;
   REQUIRE_THAT(refused_argument([&] { selector.select(sums, 3, selected); }),
-               Contains("VVerifySelector: count must be in [0, rows = 2], got 3"));
+               Contains("LeastSimilarRows: count must be in [0, rows = 2], got 3"));
   REQUIRE_THAT(refused_argument([&] { selector.select(sums, -1, selected); }),
-               Contains("VVerifySelector: count must be in [0, rows = 2], got -1"));
+               Contains("LeastSimilarRows: count must be in [0, rows = 2], got -1"));
 }

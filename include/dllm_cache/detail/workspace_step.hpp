@@ -169,10 +169,7 @@ void Workspace<Scalar, Stored, Selector>::select_rows(Sequence& sequence) {
       base::refuse_call("RowSelector: selected places must be in [0, ", verified, "), got ", place);
     const auto entry = static_cast<std::size_t>(sequence.verified.begin + place);
     const Index packed = m_verified[entry];
-    // A similarity of NaN is below every threshold, and no similarity reaches none.
-    if (plan.similarity_threshold < no_similarity_threshold &&
-        similarity(m_sums[entry]) >= plan.similarity_threshold)
-      continue;
+    if (reaches_threshold(m_sums[entry], plan.similarity_threshold)) continue;
     m_recompute[static_cast<std::size_t>(packed)] = 1;
   }
 }
