@@ -16,8 +16,8 @@
 #include "dllm_cache/decoding/detail/batch_step.hpp"
 #include "dllm_cache/decoding/detail/loop_sequence.hpp"
 #include "dllm_cache/decoding/detail/sequence_maker.hpp"
+#include "dllm_cache/decoding/detail/step_engine.hpp"
 #include "dllm_cache/decoding/step_report.hpp"
-#include "dllm_cache/workspace.hpp"
 
 namespace dllm_cache::inline v0_1 {
 
@@ -28,14 +28,19 @@ namespace dllm_cache::inline v0_1 {
 /// has a second cache, for the prompt replaced by masks. An exception from the model commits no
 /// token: the next step() tries again; where a layer threw, all caches of the step are stale, so
 /// that it is a plain forward. Not synchronised; starts no threads.
+///
+/// A StepModel keeps features and selects rows by itself: `Stored`, `Selector` and the memory
+/// resource say nothing to it, `on_layer` is not called, its snapshots hold no features (a restored
+/// sequence begins with a plain forward), and the logits of a step lie in one array.
 template <class Model, StoredScalar Stored = float, class Selector = VVerifySelector<float, Stored>>
-requires DenoisingModel<Model, Stored> && RowSelector<Selector, float, Stored>
-class DenoisingLoop {
-  using Step = detail::BatchStep<Model, Stored, Selector>;
+requires StepModel<Model> ||
+    (DenoisingModel<Model, Stored>&& RowSelector<Selector, float, Stored>)class DenoisingLoop {
+  using Engine = typename detail::EngineOf<Model, Stored, Selector>::type;
+  using Step = detail::BatchStep<Engine>;
 
  public:
-  using Cache = FeatureCache<float, Stored, Selector>;
-  using PassType = Pass<float, Stored, Selector>;
+  using Cache = typename Engine::Cache;
+  using PassType = typename Engine::PassType;
 
   using Observer = StepObserver<PassType>;
   using BatchEntry = dllm_cache::BatchEntry;
@@ -47,7 +52,7 @@ class DenoisingLoop {
   /// Every sequence gets a copy of `selector`. The model and the memory resource of the caches must
   /// outlive the loop.
   explicit DenoisingLoop(Model& model, std::pmr::memory_resource* resource = large_pages(),
-                         Selector selector = {})
+                         typename Cache::SelectorType selector = {})
       : m_make(model, resource, std::move(selector)), m_step(model) {}
 
   Observer observer;  ///< Set it before the step that it is to see.
@@ -163,7 +168,7 @@ class DenoisingLoop {
     const SequenceShape shape = m_make.shape_of(state);
     auto guided = m_make.guided(state, done.cache->planner().policy());
     detail::ChangeLog changes(state.tokens().size());
-    Selector selector = m_make.selector();
+    auto selector = m_make.selector();
     done.cache->reset(shape);
     done.cache->selector() = std::move(selector);
     done.begin(std::move(state), std::move(changes), std::move(guided));
@@ -313,7 +318,7 @@ class DenoisingLoop {
   [[nodiscard]] const Slot& slot(Index id) const { return *m_slots[place_of(id)]; }
   [[nodiscard]] Slot& slot(Index id) { return *m_slots[place_of(id)]; }
 
-  detail::SequenceMaker<Model, Cache> m_make;
+  detail::SequenceMaker<Engine> m_make;
   std::vector<std::unique_ptr<Slot>> m_slots;
   Step m_step;
   bool m_stepping = false;

@@ -9,12 +9,10 @@
 #include <utility>
 #include <vector>
 
-#include "dllm_cache/base/buffer.hpp"
-#include "dllm_cache/decoding/denoising_model.hpp"
 #include "dllm_cache/decoding/detail/logits_pass.hpp"
 #include "dllm_cache/decoding/detail/loop_sequence.hpp"
+#include "dllm_cache/decoding/step_model.hpp"
 #include "dllm_cache/decoding/step_report.hpp"
-#include "dllm_cache/workspace.hpp"
 
 namespace dllm_cache::inline v0_1 {
 
@@ -27,7 +25,8 @@ struct BatchEntry {
 /// Looks into a running step; empty functions are not called.
 template <class PassType>
 struct StepObserver {
-  /// After each layer. Sequence `i` of the pass is entry `i` of the loop's batch.
+  /// After each layer; not where a model carries out whole steps. Sequence `i` of the pass is
+  /// entry `i` of the loop's batch.
   std::function<void(const PassType& pass, Index layer)> on_layer;
   /// After each row of logits `[vocabulary]`, guided when there is guidance.
   std::function<void(Index id, Index row, std::span<const float> logits)> on_logits;
@@ -40,41 +39,39 @@ namespace detail {
 /// are the loop's, predictions and reports are its own.
 ///
 /// A step is forward(), sample(), commit(), in this order. What throws in between leaves the parts
-/// before it done: a forward that ran is kept until its predictions are committed.
-template <class Model, StoredScalar Stored, class Selector>
+/// before it done: a forward that ran is kept until its predictions are committed. What computes
+/// it is the engine's business; see LayerEngine.
+template <class Engine>
 class BatchStep {
  public:
-  using Cache = FeatureCache<float, Stored, Selector>;
-  using PassType = Pass<float, Stored, Selector>;
+  using Model = typename Engine::ModelType;
+  using Cache = typename Engine::Cache;
+  using PassType = typename Engine::PassType;
   using Observer = StepObserver<PassType>;
   using Sequence = LoopSequence<Cache>;
 
   static constexpr Index chunk_rows = LogitsPass<Cache>::chunk_rows;
 
   /// The model must outlive the step.
-  explicit BatchStep(Model& model) : m_model(&model) {}
+  explicit BatchStep(Model& model) : m_model(&model), m_engine(model) {}
 
   /// One forward of the sequences that run; leaves their hidden rows and the finished pass. Does
   /// nothing where none runs.
   void forward(std::span<const std::unique_ptr<Sequence>> sequences, const Observer& observer) {
     collect_batch(sequences);
     if (m_batch.empty()) return;
-    PassType pass = m_workspace.begin_step(std::span<Cache* const>(m_caches),
-                                           std::span<const StepInput>(m_inputs));
-    const Index width = m_model->shape().width;
-    m_x = dense_view(m_hidden.ensure(pass.row_count() * width), pass.row_count(), width);
+    PassType pass = m_engine.begin_step(std::span<Cache* const>(m_caches),
+                                        std::span<const StepInput>(m_inputs));
     gather_tokens(pass);
-    if (pass.row_count() > 0) m_model->embed(m_tokens, m_x);
-    const Index last = m_model->shape().layers - 1;
-    for (Index layer = 0; layer < last; ++layer) {
-      pass.layer(m_model->layer(layer), m_x);
-      if (observer.on_layer) observer.on_layer(pass, layer);
-    }
-    pass.layer(m_model->layer(last), m_x);
+    want_rows(pass);
+    m_engine.run(pass, m_tokens, m_wanted_places, [&](const PassType& so_far, Index layer) {
+      if (observer.on_layer) observer.on_layer(so_far, layer);
+    });
     // The caches have committed: the step goes on from here even if an observer throws.
     m_pass.emplace(std::move(pass));
     for (const Run& run : m_runs) run.sequence->forward_done(run.unconditional);
-    if (observer.on_layer) observer.on_layer(*m_pass, last);
+    if constexpr (!StepModel<Model>)
+      if (observer.on_layer) observer.on_layer(*m_pass, m_model->shape().layers - 1);
   }
 
   /// True between a forward and the commit of its predictions.
@@ -83,15 +80,10 @@ class BatchStep {
   /// Predicts the rows that can be committed. Tried again after it threw, it begins anew.
   void sample(const Observer& observer) {
     m_predictions.clear();
-    m_wanted.clear();
-    for (std::size_t i = 0; i < m_runs.size(); ++i) {
-      m_runs[i].predictions = {};
-      if (m_runs[i].unconditional || m_runs[i].sequence->stopped) continue;
-      const bool refreshes = i + 1 < m_runs.size() && m_runs[i + 1].unconditional;
-      want_rows(i, refreshes);
-    }
+    for (Run& run : m_runs) run.predictions = {};
+    std::erase_if(m_wanted, [](const Wanted& wanted) { return wanted.sequence->stopped; });
     m_logits_pass.run(
-        *m_model, m_x, std::span<const Wanted>(m_wanted),
+        m_engine, std::span<const Wanted>(m_wanted),
         [&](Index id, Index row, std::span<const float> logits) {
           if (observer.on_logits) observer.on_logits(id, row, logits);
         },
@@ -181,15 +173,30 @@ class BatchStep {
     for (Index i = 0; i < pass.sequences(); ++i) {
       const Run& run = m_runs[static_cast<std::size_t>(i)];
       const SequenceState& state = run.sequence->state;
-      for (const Index row : pass.rows(i))
+      for (const auto row : pass.rows(i))
         m_tokens.push_back(run.unconditional && state.given()[static_cast<std::size_t>(row)] != 0
                                ? state.special_tokens().mask
                                : state.tokens()[static_cast<std::size_t>(row)]);
     }
   }
 
+  // The rows whose logits this step needs, of all runs.
+  void want_rows(const PassType& pass) {
+    m_wanted.clear();
+    m_wanted_places.clear();
+    for (std::size_t i = 0; i < m_runs.size(); ++i) {
+      if (m_runs[i].unconditional) continue;
+      const bool refreshes = i + 1 < m_runs.size() && m_runs[i + 1].unconditional;
+      want_rows(pass, i, refreshes);
+    }
+    for (const Wanted& wanted : m_wanted) {
+      m_wanted_places.push_back(wanted.place);
+      if (wanted.unconditional_place >= 0) m_wanted_places.push_back(wanted.unconditional_place);
+    }
+  }
+
   // Only rows that can still be committed; all masked rows when the guidance residual is refreshed.
-  void want_rows(std::size_t run, bool refreshes) {
+  void want_rows(const PassType& pass, std::size_t run, bool refreshes) {
     Sequence& held = *m_runs[run].sequence;
     const auto masked = held.state.masked();
     const auto place_in_pass = static_cast<Index>(run);
@@ -199,11 +206,11 @@ class BatchStep {
       if (!refreshes && !held.state.is_candidate(row)) continue;
       // The first row of all has none before it: there Dream's head predicts the row itself.
       const Index predicts = std::max<Index>(row - shift, 0);
-      const std::optional<Index> place = m_pass->find(predicts, place_in_pass);
+      const std::optional<Index> place = pass.find(predicts, place_in_pass);
       if (!place) continue;  // the policy left it out of this step
       Wanted wanted{.sequence = &held, .run = run, .row = row, .place = *place};
       if (refreshes)
-        wanted.unconditional_place = m_pass->find(predicts, place_in_pass + 1).value_or(-1);
+        wanted.unconditional_place = pass.find(predicts, place_in_pass + 1).value_or(-1);
       m_wanted.push_back(wanted);
     }
   }
@@ -228,7 +235,7 @@ class BatchStep {
   }
 
   Model* m_model;
-  Workspace<float, Stored, Selector> m_workspace;
+  Engine m_engine;
   std::optional<PassType> m_pass;  // a finished forward whose predictions are not committed yet
   std::vector<BatchEntry> m_batch;
   std::vector<Run> m_runs;  // the same entries
@@ -236,12 +243,11 @@ class BatchStep {
   std::vector<StepInput> m_inputs;
   std::vector<std::int32_t> m_tokens;
   std::vector<Wanted> m_wanted;
+  std::vector<Index> m_wanted_places;     // the same rows, and those of unconditional runs
   std::vector<Prediction> m_predictions;  // of all runs, one after the other
   std::vector<StepReport> m_reports;      // of the step that is being told of
   std::size_t m_told = 0;                 // so many of them were or are being told
   LogitsPass<Cache> m_logits_pass;
-  MatrixView<float> m_x;
-  base::Buffer<float> m_hidden;
 };
 
 }  // namespace detail

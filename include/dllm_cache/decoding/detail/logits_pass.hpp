@@ -7,9 +7,7 @@
 #include <vector>
 
 #include "dllm_cache/base/buffer.hpp"
-#include "dllm_cache/base/gather_rows.hpp"
 #include "dllm_cache/base/matrix_view.hpp"
-#include "dllm_cache/decoding/denoising_model.hpp"
 #include "dllm_cache/decoding/detail/loop_sequence.hpp"
 #include "dllm_cache/decoding/sampler.hpp"
 
@@ -35,28 +33,29 @@ class LogitsPass {
   static constexpr Index chunk_rows = 64;
 
   /// Calls `on_logits(id, row, logits)` for each wanted row, and `on_prediction(wanted,
-  /// prediction)` for those that can be committed; hidden `[rows, width]` of the step.
-  template <class Model, class OnLogits, class OnPrediction>
-  void run(Model& model, MatrixView<const float> hidden, std::span<const Wanted> wanted,
-           const OnLogits& on_logits, const OnPrediction& on_prediction) {
+  /// prediction)` for those that can be committed. The engine has run the step.
+  template <class Engine, class OnLogits, class OnPrediction>
+  void run(Engine& engine, std::span<const Wanted> wanted, const OnLogits& on_logits,
+           const OnPrediction& on_prediction) {
     for (std::size_t begin = 0; begin < wanted.size(); begin += chunk_rows) {
       const std::size_t count = std::min<std::size_t>(chunk_rows, wanted.size() - begin);
-      run_chunk(model, hidden, wanted.subspan(begin, count), on_logits, on_prediction);
+      run_chunk(engine, wanted.subspan(begin, count), on_logits, on_prediction);
     }
   }
 
  private:
-  template <class Model, class OnLogits, class OnPrediction>
-  void run_chunk(Model& model, MatrixView<const float> hidden, std::span<const Wanted> chunk,
-                 const OnLogits& on_logits, const OnPrediction& on_prediction) {
+  template <class Engine, class OnLogits, class OnPrediction>
+  void run_chunk(Engine& engine, std::span<const Wanted> chunk, const OnLogits& on_logits,
+                 const OnPrediction& on_prediction) {
     m_places.clear();
     for (const Wanted& wanted : chunk) m_places.push_back(wanted.place);
-    const MatrixView<float> logits = head(model, hidden, m_logits);
+    const MatrixView<float> logits = engine.logits(m_places, chunk_rows, m_logits);
     m_places.clear();
     for (const Wanted& wanted : chunk)
       if (wanted.unconditional_place >= 0) m_places.push_back(wanted.unconditional_place);
     MatrixView<float> unconditional;
-    if (!m_places.empty()) unconditional = head(model, hidden, m_unconditional_logits);
+    if (!m_places.empty())
+      unconditional = engine.logits(m_places, chunk_rows, m_unconditional_logits);
     Index next_unconditional = 0;
     for (std::size_t i = 0; i < chunk.size(); ++i) {
       const Wanted& wanted = chunk[i];
@@ -76,32 +75,12 @@ class LogitsPass {
     }
   }
 
-  // Logits of the rows at m_places of the hidden states.
-  template <class Model>
-  MatrixView<float> head(Model& model, MatrixView<const float> hidden,
-                         base::Buffer<float>& memory) {
-    const auto rows = static_cast<Index>(m_places.size());
-    const MatrixView<float> logits =
-        dense_view(memory.ensure(chunk_rows * model.vocabulary()), rows, model.vocabulary());
-    // Made at once: when rows first lie apart depends on which tokens were committed.
-    m_gathered.ensure(chunk_rows * hidden.cols);
-    MatrixView<const float> chosen = hidden.middle_rows(m_places.front(), rows);
-    if (m_places.back() - m_places.front() + 1 != rows) {
-      const MatrixView<float> gathered = m_gathered.view(rows, hidden.cols);
-      base::gather_rows(hidden, m_places, gathered);
-      chosen = gathered;
-    }
-    model.logits(chosen, logits);
-    return logits;
-  }
-
   static std::span<float> row_of(const MatrixView<float>& matrix, Index row) {
     return {matrix.row(row), static_cast<std::size_t>(matrix.cols)};
   }
 
   std::vector<Index> m_places;
   Sampler m_sampler;
-  base::Buffer<float> m_gathered;
   base::Buffer<float> m_logits;
   base::Buffer<float> m_unconditional_logits;
 };

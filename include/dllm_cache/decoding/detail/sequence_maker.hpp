@@ -15,9 +15,11 @@ namespace dllm_cache::inline v0_1::detail {
 
 /// Makes the sequences of a DenoisingLoop: checks what it is given, and knows what a sequence looks
 /// like to a cache.
-template <class Model, class Cache>
+template <class Engine>
 class SequenceMaker {
  public:
+  using Model = typename Engine::ModelType;
+  using Cache = typename Engine::Cache;
   using Selector = typename Cache::SelectorType;
 
   SequenceMaker(Model& model, std::pmr::memory_resource* resource, Selector selector)
@@ -88,7 +90,7 @@ class SequenceMaker {
   }
 
   [[nodiscard]] Cache cache(const SequenceState& state, const AnyPolicy& policy) const {
-    return Cache(m_model->shape(), shape_of(state), policy, m_resource, m_selector);
+    return Engine::make_cache(*m_model, shape_of(state), policy, m_resource, m_selector);
   }
 
   Model* m_model;
