@@ -3,6 +3,7 @@
 #include <utility>
 
 #include "dllm_cache/decoding/denoising_model.hpp"
+#include "dllm_cache/decoding/step_model.hpp"
 #include "dllm_cache/dllm_cache.hpp"
 
 using namespace dllm_cache;
@@ -196,6 +197,31 @@ struct ModelWithoutHead : GoodModel {
   void logits(Const);
 };
 static_assert(!DenoisingModel<ModelWithoutHead>);
+
+// ---- StepModel ----
+
+struct GoodStepModel {
+  struct Features {};
+  ModelShape shape() const;
+  Index vocabulary() const;
+  Index prediction_shift() const;
+  SpecialTokens special_tokens() const;
+  Features make_features(const SequenceShape&, const PolicyTraits&);
+  void forward(std::span<SequenceStep<Features>>, Mutable);
+};
+static_assert(StepModel<GoodStepModel> && !DenoisingModel<GoodStepModel>);
+static_assert(!StepModel<GoodModel>);
+
+struct StepModelWithoutLogits : GoodStepModel {
+  void forward(std::span<SequenceStep<Features>>);
+};
+static_assert(MakesFeatures<StepModelWithoutLogits> && !StepModel<StepModelWithoutLogits>);
+
+struct StepModelWithOtherFeatures : GoodStepModel {
+  int make_features(const SequenceShape&, const PolicyTraits&);
+};
+static_assert(CarriesOutSteps<StepModelWithOtherFeatures> &&
+              !StepModel<StepModelWithOtherFeatures>);
 
 // ---- FeatureCache, Workspace, Pass ----
 
