@@ -35,9 +35,9 @@ static void start(device* d) {
   memset(d, 0, sizeof *d);
   fill(&d->embedding[0][0], VOCABULARY * WIDTH, 2.0F, &state);
   fill(&d->query[0][0][0], LAYERS * WIDTH * WIDTH, 0.4F, &state);
-  fill(&d->key[0][0][0], LAYERS * WIDTH * WIDTH, 0.8F, &state);
+  fill(&d->key[0][0][0], LAYERS * WIDTH * WIDTH, 0.4F, &state);
   fill(&d->value[0][0][0], LAYERS * WIDTH * WIDTH, 0.4F, &state);
-  fill(&d->output[0][0][0], LAYERS * WIDTH * WIDTH, 1.5F, &state);
+  fill(&d->output[0][0][0], LAYERS * WIDTH * WIDTH, 0.9F, &state);
   /* A row that is read before it was computed is found. */
   memset(d->keys, 0xff, sizeof d->keys);
   memset(d->values, 0xff, sizeof d->values);
@@ -82,7 +82,7 @@ static void attend(device* d, int layer, const float* x, int32_t key_end, float*
   int i;
   product(d->query[layer], x, query);
   for (row = 0; row < key_end; ++row) {
-    const float weight = expf(dot(query, d->keys[layer][row]) / 4.0F);
+    const float weight = expf(fminf(dot(query, d->keys[layer][row]) / 4.0F, 20.0F));
     sum += weight;
     for (i = 0; i < WIDTH; ++i) seen[i] += weight * d->values[layer][row][i];
   }
