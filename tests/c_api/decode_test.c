@@ -316,6 +316,9 @@ static void exact_settings_give_the_uncached_tokens(void) {
   int32_t uncached[ROWS], tokens[ROWS];
   dllm_counts whole, counts;
   generate("none", NULL, 0, uncached, NULL);
+  /* All rows recomputed. */
+  generate("block-verify", "prompt_interval=1,response_interval=1", 0, tokens, NULL);
+  CHECK(memcmp(tokens, uncached, sizeof tokens) == 0);
   /* All rows verified, all of them selected. */
   generate("block-verify",
            "prompt_interval=1,ratio=1,similarity_threshold=none,refresh_first_layer=false", 0,
