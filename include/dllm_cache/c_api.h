@@ -36,6 +36,8 @@
 extern "C" {
 #endif
 
+/* NOLINTBEGIN(readability-identifier-naming): names as C has them. */
+
 /// What came of a call.
 typedef enum dllm_status {
   DLLM_OK = 0,
@@ -81,7 +83,7 @@ typedef struct dllm_option_info {
   int64_t kind;       ///< A dllm_option_kind.
 } dllm_option_info;
 
-/// Policies and presets in the table, at least 1.
+/// Policies and presets in the table, at least 1; 0 where there is no memory to make it.
 DLLM_API size_t dllm_policy_count(void);
 /// The entry `index` of the table, below dllm_policy_count().
 DLLM_API dllm_status dllm_policy_at(size_t index, dllm_policy_info* info);
@@ -266,6 +268,8 @@ DLLM_API dllm_status dllm_planner_save(const dllm_planner* planner, void* buffer
 /// are damaged or missing, DLLM_BAD_SNAPSHOT. Bytes behind the snapshot are not read. An open step
 /// is DLLM_INVALID_CALL.
 DLLM_API dllm_status dllm_planner_restore(dllm_planner* planner, const void* bytes, size_t size);
+
+/* NOLINTEND(readability-identifier-naming) */
 
 #ifdef __cplusplus
 }

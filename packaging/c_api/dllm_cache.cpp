@@ -21,6 +21,7 @@
 
 using namespace dllm_cache;
 
+// NOLINTNEXTLINE(readability-identifier-naming): as the header has it.
 struct dllm_planner {
   explicit dllm_planner(StepPlanner made)
       : planner(std::move(made)), policy(planner.traits().name) {}
