@@ -110,6 +110,7 @@ static void lists_of_a_step(void) {
 
 static void inputs_that_policies_need(void) {
   static const uint8_t flags[] = {0, 0, 0, 0, 1, 1, 1, 1, 1, 1};
+  static const uint8_t none[10] = {0}, filled[] = {1, 1, 1, 1, 0, 0, 0, 0, 1, 1};
   static const uint16_t unchanged[] = {9, 9, 9, 9, 0, 1, 2, 3, 4, 5};
   static const float confidence[10] = {0};
   dllm_planner* planner = planner_of("changed-rows", NULL, shape_of(4, 6));
@@ -128,6 +129,29 @@ static void inputs_that_policies_need(void) {
   CHECK(dllm_step_commit(planner) == DLLM_OK);
   CHECK(dllm_step_begin(planner, &input, &step) == DLLM_OK);
   CHECK(step.row_count < 10);
+  dllm_planner_destroy(planner);
+
+  planner = planner_of("changed-rows", "keep_active=2", shape_of(4, 6));
+  CHECK(info_of(planner).needs_unchanged_steps == 1 && info_of(planner).needs_changed == 1);
+  input = block_of(0, 0);
+  input.masked = input.changed = none;
+  REFUSED(dllm_step_begin(planner, &input, &step), DLLM_INVALID_ARGUMENT, "unchanged_steps must");
+  input.unchanged_steps = unchanged;
+  CHECK(dllm_step_begin(planner, &input, &step) == DLLM_OK);
+  CHECK(dllm_step_commit(planner) == DLLM_OK);
+  CHECK(dllm_step_begin(planner, &input, &step) == DLLM_OK);
+  IS(step.rows, step.row_count, 4, 5, 6);
+  dllm_planner_destroy(planner);
+
+  /* Nothing is to be found at rows that were given: none of them is selected. */
+  planner = planner_of("block-verify", "ratio=1", shape_of(4, 6));
+  input = block_of(4, 7);
+  begun(planner, &input);
+  CHECK(dllm_step_commit(planner) == DLLM_OK);
+  CHECK(begun(planner, &input).verify_count == 3);
+  CHECK(dllm_step_cancel(planner) == DLLM_OK);
+  input.given = filled;
+  CHECK(begun(planner, &input).verify_count == 1);
   dllm_planner_destroy(planner);
 
   planner = planner_of("dual", NULL, shape_of(4, 6));
