@@ -26,6 +26,9 @@ write_basic_package_version_file(${generated_dir}/dllm_cache-config-version.cmak
 install(FILES ${generated_dir}/dllm_cache-config.cmake ${PROJECT_SOURCE_DIR}/cmake/find_eigen.cmake
   ${generated_dir}/dllm_cache-config-version.cmake DESTINATION ${package_dir})
 
+# The C interface is one source file that its users compile.
+install(FILES ${PROJECT_SOURCE_DIR}/packaging/c_api/dllm_cache.cpp DESTINATION ${package_dir}/c_api)
+
 # The pkg-config file finds the headers from where it lies, so that an installation can be moved;
 # an include folder that is absolute stays so.
 set(pkgconfig_dir ${CMAKE_INSTALL_DATADIR}/pkgconfig)

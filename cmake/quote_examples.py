@@ -18,13 +18,14 @@ def quoted(match):
     parts = re.split(rf"^[ ]*// \[{tag}\]\n", (ROOT / file).read_text(encoding="utf-8"), flags=re.M)
     if len(parts) != 3:
         sys.exit(f"quote_examples.py: {file}: expected two lines // [{tag}]")
-    return f"<!-- {file} {tag} -->\n```cpp\n{textwrap.dedent(parts[1]).rstrip()}\n```"
+    language = "c" if file.endswith(".c") else "cpp"
+    return f"<!-- {file} {tag} -->\n```{language}\n{textwrap.dedent(parts[1]).rstrip()}\n```"
 
 
 differing = []
 for page in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
     old = page.read_text(encoding="utf-8")
-    new = re.sub(r"<!-- (\S+) (\S+) -->\n```cpp\n.*?```", quoted, old, flags=re.S)
+    new = re.sub(r"<!-- (\S+) (\S+) -->\n```(?:cpp|c)\n.*?```", quoted, old, flags=re.S)
     if new == old:
         continue
     differing.append(str(page.relative_to(ROOT)))

@@ -24,7 +24,7 @@ class DllmCacheConan(ConanFile):
 
     def export_sources(self):
         root = Path(self.recipe_folder).parent.parent
-        for pattern in ("CMakeLists.txt", "LICENSE", "cmake/*", "include/*"):
+        for pattern in ("CMakeLists.txt", "LICENSE", "cmake/*", "include/*", "packaging/c_api/*"):
             copy(self, pattern, src=root, dst=self.export_sources_folder)
 
     def layout(self):

@@ -85,7 +85,7 @@ class House(unittest.TestCase):
                 if floor(name) < LIBRARY.index("checkpoint"):
                     self.assertNotIn("nlohmann", text)
 
-    def test_policies_see_no_eigen(self):
+    def test_policies_and_the_c_interface_see_no_eigen(self):
         done = set()
 
         def reach(name):
@@ -97,8 +97,23 @@ class House(unittest.TestCase):
         for name in headers():
             if name.startswith("policies/"):
                 reach(name)
+        for name in included(ROOT / "packaging/c_api/dllm_cache.cpp"):
+            if name != "c_api.h":
+                reach(name)
         for name in done:
-            self.assertNotIn("Eigen", headers()[name].read_text(encoding="utf-8"), name)
+            text = headers()[name].read_text(encoding="utf-8")
+            for word in ("Eigen", "nlohmann"):
+                self.assertNotIn(word, text, name)
+
+    def test_the_header_for_c_stands_alone(self):
+        text = (ROOT / "include/dllm_cache/c_api.h").read_text(encoding="utf-8")
+        self.assertEqual(re.findall(r"^#include (.+)", text, re.M), ["<stddef.h>", "<stdint.h>"])
+        declared = set(re.findall(r"^DLLM_API [^(]*?(dllm_\w+)\(", text, re.M))
+        source = (ROOT / "packaging/c_api/dllm_cache.cpp").read_text(encoding="utf-8")
+        self.assertEqual(set(re.findall(r"^\w[\w* ]*?(dllm_\w+)\(", source, re.M)) & declared, declared)
+        tests = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests/c_api").glob("*.c"))
+        for name in declared:
+            self.assertIn(name + "(", tests)
 
     def test_backends_are_chosen_in_one_room(self):
         for name, path in headers().items():

@@ -4,7 +4,7 @@ import os
 import shutil
 import unittest
 
-from support import CMAKE, CONSUMER, CXX, LLADA, ROOT, InFolder, run
+from support import CC, CMAKE, CONSUMER, CXX, LLADA, ROOT, InFolder, run
 
 BACKEND = "oneDNN" if os.environ.get("DLLM_CACHE_HAS_ONEDNN") == "1" else "Eigen"
 NO_JSON = "-DCMAKE_DISABLE_FIND_PACKAGE_nlohmann_json=ON"
@@ -21,7 +21,7 @@ class FindPackage(InFolder):
 
     def test_every_header_is_installed(self):
         def headers(root):
-            return sorted(str(path.relative_to(root)) for path in root.rglob("*.hpp"))
+            return sorted(str(path.relative_to(root)) for path in root.rglob("*.h*"))
 
         self.assertEqual(headers(self.prefix / "include"), headers(ROOT / "include"))
 
@@ -93,6 +93,25 @@ class Source(InFolder):
             prefix = self.folder / f"prefix-{option}"
             run(CMAKE, "--install", self.folder / build, "--prefix", prefix)
             self.assertEqual((prefix / "include/dllm_cache/dllm_cache.hpp").exists(), installed)
+
+
+class CInterface(InFolder):
+    """The header in C99, beside the one source file, which needs no Eigen."""
+
+    def test_c_program_on_an_installation(self):
+        prefix = self.install()
+        include, program = f"-I{prefix / 'include'}", self.folder / "program"
+        run(CXX, "-std=c++20", "-O0", "-Wall", "-Werror", include, "-c", "-o", self.folder / "c_api.o",
+            prefix / "share/cmake/dllm_cache/c_api/dllm_cache.cpp")
+        run(CC, "-std=c99", "-pedantic", "-Wall", "-Wextra", "-Werror", include, "-c",
+            "-o", self.folder / "main.o", CONSUMER / "plans.c")
+        run(CXX, self.folder / "main.o", self.folder / "c_api.o", "-o", program)
+        self.assertIn("dllm_cache 0.", run(program))
+
+    def test_target_of_the_source_tree_is_built_for_those_who_link_it(self):
+        self.configure("-DWAY=subdirectory", f"-DSOURCE={ROOT}", "-DC_INTERFACE=ON")
+        self.build("plans")
+        self.assertIn("dllm_cache 0.", self.program("plans"))
 
 
 class PkgConfig(InFolder):

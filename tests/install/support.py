@@ -11,6 +11,7 @@ ROOT = HERE.parents[1]
 CONSUMER = HERE / "consumer"
 LLADA = ROOT / "tests/golden/models/llada-tiny"
 CMAKE = os.environ.get("DLLM_CACHE_CMAKE", "cmake")
+CC = os.environ.get("CC", "cc")
 CXX = os.environ.get("CXX", "c++")
 BINARY_DIR = Path(os.environ.get("DLLM_CACHE_BINARY_DIR", ROOT / "build/release"))
 
