@@ -154,9 +154,9 @@ class TorchStepModel {
       refuse("a scaled rotary embedding is");
     const Index d = m_config.width, q = m_config.query_width(), kv = m_config.kv_width(),
                 ffn = m_config.feed_forward;
-    const auto read = [&](const std::string& name, std::vector<std::int64_t> sizes) {
-      const auto& tensor = folder.weight(name, {sizes.data(), sizes.size()});
-      Tensor made = torch::empty(sizes, torch::kFloat32);
+    const auto read = [&](const std::string& name, std::initializer_list<std::int64_t> sizes) {
+      const auto& tensor = folder.weight(name, sizes);
+      Tensor made = torch::empty(torch::IntArrayRef(sizes), torch::kFloat32);
       dllm_cache::models::read_floats(tensor, 0, made.numel(), made.data_ptr<float>());
       return made.to(m_options);
     };

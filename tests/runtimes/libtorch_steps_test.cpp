@@ -58,13 +58,13 @@ TEST_CASE("libtorch by plan: golden cases end in the reference's tokens, rows ar
       TorchStepModel model(checkpoint(golden));
       models::TransformerRunner layered(golden.load(models::Backend::Eigen), 1);
       const Run whole = run(model, golden, 0, golden.batch());
-      CHECK(whole.counts == run(layered, golden, 0, golden.batch()).counts);
+      CHECK((whole.counts == run(layered, golden, 0, golden.batch()).counts));
       for (Index i = 0; i < golden.batch(); ++i) {
         const auto at = static_cast<std::size_t>(i);
         CHECK(whole.answers[at] == golden.answer(i));
         const Run alone = run(model, golden, i, i + 1);
         CHECK(alone.answers[0] == whole.answers[at]);
-        CHECK(alone.counts[0] == whole.counts[at]);
+        CHECK((alone.counts[0] == whole.counts[at]));
       }
     }
   }
