@@ -1,77 +1,20 @@
 // SPDX-License-Identifier: Apache-2.0
 // LLaDA in libtorch under the library's denoising loop: a checkpoint folder and a request of
 // dllm-generate in; the answers, and what the cache saved, out.
-#include <chrono>
 #include <cstdio>
 
-#include "dllm_cache/decoding/denoising_loop.hpp"
-#include "dllm_cache/dllm_cache.hpp"
-#include "programs/options/policies.hpp"
-#include "programs/options/request.hpp"
-#include "programs/text/errors.hpp"
+#include "compare_runs.hpp"
 #include "torch_llada.hpp"
-
-namespace {
-
-using namespace dllm_cache;
-using torch_runtime::TorchModel;
-
-struct Answers {
-  std::vector<std::vector<std::int32_t>> tokens;
-  DecodingCounts rows;
-  double seconds = 0.0;
-};
-
-Answers answer(TorchModel& model, const programs::Request& request, const AnyPolicy& policy) {
-  DecodingOptions options = decoding_options(request.settings.decoding, {});
-  DenoisingLoop<TorchModel> loop(model);
-  for (const auto& prompt : request.prompts) {
-    loop.add(prompt, options, policy);
-    ++options.sequence;
-  }
-  const auto start = std::chrono::steady_clock::now();
-  loop.run();
-  Answers answers;
-  answers.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-  for (Index id = 0; id < loop.sequences(); ++id) {
-    // Where the prompt had gaps, all of it as it was filled.
-    const SequenceState& state = loop.sequence(id);
-    const auto answer = state.has_gaps() ? state.tokens() : state.response();
-    answers.tokens.emplace_back(answer.begin(), answer.end());
-    answers.rows += loop.counts(id);
-  }
-  return answers;
-}
-
-int run(const char* folder, const char* file) {
-  const programs::Request request = programs::read_request(file);
-  if (request.settings.tokens.mask || !request.settings.tokens.ends.empty())
-    throw programs::BadRequest("mask_token and end_token are not taken here: see config.json");
-  TorchModel model{models::CheckpointFolder(folder)};
-  const Answers plain = answer(model, request, NoCache{});
-  const Answers cached = answer(model, request, programs::make_policy(request.settings.policy));
-  std::size_t equal = 0, all = 0;
-  for (std::size_t i = 0; i < cached.tokens.size(); ++i) {
-    for (std::size_t j = 0; j < cached.tokens[i].size(); ++j, ++all) {
-      std::printf("%s%d", j > 0 ? " " : "", cached.tokens[i][j]);
-      equal += cached.tokens[i][j] == plain.tokens[i][j] ? 1U : 0U;
-    }
-    std::printf("\n");
-  }
-  std::fprintf(stderr,
-               "uncached: %td rows recomputed, %.3f s\n"
-               "cached:   %td rows recomputed, %.3f s, %zu of %zu tokens the same\n",
-               plain.rows.recomputed, plain.seconds, cached.rows.recomputed, cached.seconds, equal,
-               all);
-  return 0;
-}
-
-}  // namespace
 
 int main(int argc, char** argv) {
   if (argc != 3) {
     std::fprintf(stderr, "usage: libtorch_llada MODEL-FOLDER REQUEST.json\n");
     return 2;
   }
-  return programs::run_program("libtorch_llada", [&] { return run(argv[1], argv[2]); });
+  return dllm_cache::programs::run_program("libtorch_llada", [&] {
+    const auto request = torch_runtime::read_request(argv[2]);
+    torch_runtime::TorchModel model{dllm_cache::models::CheckpointFolder(argv[1])};
+    torch_runtime::compare_runs(model, request);
+    return 0;
+  });
 }
