@@ -33,7 +33,7 @@ Row = collections.namedtuple("Row", "name setting run result")
 def read_results(folder):
     """All results by name, PART/NAME-DECODING, in the order of the study."""
     results = {}
-    for name in study.runs(1, 1, 1, 1):
+    for name in study.runs(1, 1, 1):
         path = folder / f"{name}.json"
         if path.exists():
             results[name] = json.loads(path.read_text())
@@ -42,7 +42,7 @@ def read_results(folder):
 
 def of_part(results, part):
     """The runs of one part."""
-    table = study.runs(1, 1, 1, 1)
+    table = study.runs(1, 1, 1)
     for name, result in results.items():
         run = table[name]
         if run.part == part:

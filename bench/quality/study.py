@@ -78,7 +78,7 @@ SHOWN = {"none": ("none",), "dllm-cache": dllm_cache(), "balanced": ("balanced",
          "dual": ("dual",)}
 
 
-def runs(main_count, grid_count, sweep_count, fixed_count):
+def runs(main_count, grid_count, sweep_count):
     """All runs by name."""
     table = {}
 
@@ -128,9 +128,9 @@ def runs(main_count, grid_count, sweep_count, fixed_count):
     for similar, first, decoding in itertools.product(("none", 0.99), (True, False), ("one", FAST)):
         add("left-alone", f"{similar}-{layers(first)}", grid_count // 2, decoding,
             block_verify(first=first, similar=similar))
-    add("fixed", "balanced", fixed_count, "one", SHOWN["balanced"])
+    add("fixed", "balanced", grid_count, "one", SHOWN["balanced"])
     for ratio in (0.03125, 0.0625, 0.125, 0.25):
-        add("fixed", f"{ratio}", fixed_count, "one", block_verify(ratio=ratio))
+        add("fixed", f"{ratio}", grid_count, "one", block_verify(ratio=ratio))
     for decoding, (name, policy) in itertools.product(("one", FAST), SHOWN.items()):
         add("timing", name, 20, decoding, policy)
     return table
@@ -235,12 +235,9 @@ def main():
     parser.add_argument("--grid-count", type=int, default=200, help="questions of other parts")
     parser.add_argument("--sweep-count", type=int, default=50,
                         help="questions of the sweeps (grid, block, ratio, similar)")
-    parser.add_argument("--fixed-count", type=int, default=500,
-                        help="questions of the forms with a fixed count of rows")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs side by side")
     options = parser.parse_args()
-    table = runs(options.main_count, options.grid_count, options.sweep_count,
-                 options.fixed_count)
+    table = runs(options.main_count, options.grid_count, options.sweep_count)
     parts = sorted({run.part for run in table.values()})
     if options.part not in (None, *parts):
         raise SystemExit(f"--part must be one of {', '.join(parts)}, got {options.part}")
