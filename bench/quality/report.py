@@ -243,6 +243,10 @@ SECTIONS = [
     ("block-verify: similarity threshold and layer 0",
      "Prompt interval 100, response interval 32, ratio 0.25.",
      lambda r: answers_table(r, "left-alone", ("similarity threshold", "layer 0"))),
+    ("block-verify: a fixed count of rows",
+     "Prompt interval 100, response interval 32, layer 0 recomputed. With a threshold (`balanced`) "
+     "the ratio is\nthe most that is recomputed, without one the share that always is.",
+     lambda r: answers_table(r, "fixed", ("similarity threshold", "ratio"))),
     ("Verified block: a similarity threshold in place of a share",
      "block-verify that verifies the active block like the rest: dLLM-Cache with a threshold. "
      "One token a step,\nprompt interval 100, response interval 7, ratio 0.5, layer 0 recomputed.",

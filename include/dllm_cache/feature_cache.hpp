@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "dllm_cache/detail/cache_snapshot.hpp"
+#include "dllm_cache/detail/feature_layout.hpp"
 #include "dllm_cache/detail/feature_memory.hpp"
 #include "dllm_cache/model_shape.hpp"
 #include "dllm_cache/stats.hpp"
@@ -23,6 +24,9 @@ class Workspace;
 
 /// The features of one sequence: per layer keys and values `[T, kv]`, prompt then response, and the
 /// deltas `[stored, d]` of the rows whose deltas the policy may reuse.
+///
+/// Each of these matrices is dense and begins on a multiple of 64 bytes. Behind the rows of keys
+/// and values lie rows of zeros, up to a multiple of the model's `row_multiple`.
 ///
 /// Steps are taken through a Workspace. One thread uses a cache at a time; different caches are
 /// independent. Movable while no pass is open on it; copied only by clone(). Memory comes from the
@@ -43,7 +47,7 @@ class FeatureCache {
         m_planner(std::move(policy), shape, model.layers),
         m_features(resource),
         m_selector(std::move(selector)) {
-    m_features.ensure(element_count(m_model, m_planner.shape(), m_planner.traits()));
+    layout().clear_padding(m_features.ensure(layout().elements()));
   }
   FeatureCache(FeatureCache&&) noexcept = default;
   FeatureCache& operator=(FeatureCache&&) noexcept = default;
@@ -64,7 +68,7 @@ class FeatureCache {
   /// Elsewhere than on Linux this is clone(). Throws like clone().
   [[nodiscard]] FeatureCache fork() {
     if (m_planner.step_open()) base::refuse_call("FeatureCache: fork() while a pass is open");
-    return FeatureCache(*this, m_features.fork(bytes() / element_size, rows()));
+    return FeatureCache(*this, m_features.fork(layout().elements(), rows()));
   }
 
   /// Goes on with another shape: rows `[0, keep)` keep their features, later ones have none yet;
@@ -95,9 +99,10 @@ class FeatureCache {
     if (m_planner.step_open()) base::refuse_call("FeatureCache: reset() while a pass is open");
     // Whatever may throw comes before whatever changes something.
     const PolicyTraits traits = m_planner.prepare_reset(shape);
-    m_features.ensure(element_count(m_model, shape, traits));
+    Stored* const features = m_features.ensure(Layout(m_model, shape, traits).elements());
     m_planner.reset(shape);
     m_features.own_all();  // nothing that was shared is read again
+    layout().clear_padding(features);
     m_counts = {};
   }
 
@@ -163,19 +168,16 @@ class FeatureCache {
   [[nodiscard]] const RowCounts& counts() const { return m_counts; }
   [[nodiscard]] Selector& selector() { return m_selector; }
 
-  /// Bytes of features held for the present sequence.
-  [[nodiscard]] Index bytes() const {
-    return element_count(m_model, m_planner.shape(), m_planner.traits()) * element_size;
-  }
+  /// Bytes of features held for the present sequence, with what lies between them.
+  [[nodiscard]] Index bytes() const { return layout().bytes(); }
 
   /// The same without what it shares with the cache that it was forked from: the features of rows
   /// that it has not written since.
   [[nodiscard]] Index own_bytes() const {
+    const Index shared = m_features.shared_rows({0, rows()});
+    if (shared == 0) return bytes();
     const Range stored = stored_deltas();
-    const Index elements = 2 * m_features.shared_rows({0, rows()}) * m_model.kv_width +
-                           m_features.shared_rows(stored) * m_model.width;
-    return bytes() -
-           elements * (m_planner.traits().keeps_features ? m_model.layers : 1) * element_size;
+    return layout().bytes_of_rows(rows() - shared, stored.size() - m_features.shared_rows(stored));
   }
 
   /// Bytes of features that a cache of this shape and policy would hold; allocates nothing. Throws
@@ -183,11 +185,12 @@ class FeatureCache {
   [[nodiscard]] static Index bytes_needed(const ModelShape& model, const SequenceShape& shape,
                                           const AnyPolicy& policy) {
     check_shape(model);
-    return element_count(model, shape, checked_traits(policy, shape)) * element_size;
+    return Layout(model, shape, checked_traits(policy, shape)).bytes();
   }
 
-  /// Keys `[T, kv]` of a layer, rotated, as stored; `0 <= layer < layers` (unchecked), valid until
-  /// reset. Rows that no step has computed hold arbitrary values.
+  /// Keys `[T, kv]` of a layer, rotated, as stored, dense, from a multiple of 64 bytes on, with
+  /// rows of zeros behind them (see ModelShape::row_multiple); `0 <= layer < layers` (unchecked),
+  /// valid until reset. Rows that no step has computed hold arbitrary values.
   [[nodiscard]] MatrixView<const Stored> keys(Index layer) const { return keys_in(*this, layer); }
   /// Values `[T, kv]` of a layer; see keys().
   [[nodiscard]] MatrixView<const Stored> values(Index layer) const {
@@ -201,7 +204,7 @@ class FeatureCache {
 
  private:
   friend class Workspace<Scalar, Stored, Selector>;
-  static constexpr Index element_size = static_cast<Index>(sizeof(Stored));
+  using Layout = detail::FeatureLayout<Stored>;
 
   FeatureCache(const FeatureCache& other, std::pmr::memory_resource* resource)
       : m_model(other.m_model),
@@ -209,7 +212,7 @@ class FeatureCache {
         m_features(resource),
         m_selector(other.m_selector),
         m_counts(other.m_counts) {
-    const Index elements = bytes() / element_size;
+    const Index elements = layout().elements();
     std::copy_n(other.m_features.data(), elements, m_features.ensure(elements));
   }
   FeatureCache(const FeatureCache& other, detail::FeatureMemory<Stored> features)
@@ -252,18 +255,15 @@ class FeatureCache {
   // The same matrices for this class and Workspace, which may write, and for others, who may not.
   template <class Self>
   static auto keys_in(Self& self, Index layer) {
-    return dense_view(self.layer_data(layer), self.rows(), self.m_model.kv_width);
+    return self.layout().keys(self.m_features.data(), layer);
   }
   template <class Self>
   static auto values_in(Self& self, Index layer) {
-    const Index before = self.rows() * self.m_model.kv_width;
-    return dense_view(self.layer_data(layer) + before, self.rows(), self.m_model.kv_width);
+    return self.layout().values(self.m_features.data(), layer);
   }
   template <class Self>
   static auto deltas_in(Self& self, Index layer) {
-    const Index before = 2 * self.rows() * self.m_model.kv_width;
-    return dense_view(self.layer_data(layer) + before, self.stored_deltas().size(),
-                      self.m_model.width);
+    return self.layout().deltas(self.m_features.data(), layer);
   }
 
   // Calls `part(rows of one matrix)` for all features that a snapshot holds, in its order.
@@ -293,32 +293,8 @@ class FeatureCache {
     return model;
   }
 
-  static Index layer_elements(const ModelShape& model, const SequenceShape& shape,
-                              const PolicyTraits& traits) {
-    return 2 * shape.rows() * model.kv_width + traits.stored_deltas.size() * model.width;
-  }
-
-  // A policy that keeps nothing needs the keys and values of the layer at hand only.
-  static Index element_count(const ModelShape& model, const SequenceShape& shape,
-                             const PolicyTraits& traits) {
-    const Index elements = layer_elements(model, shape, traits);
-    const Index layers = traits.keeps_features ? model.layers : 1;
-    if (elements > (Index{1} << 62) / element_size / layers)
-      base::refuse_argument("FeatureCache: features must fit in 2^62 bytes, got ", layers,
-                            " layers of ", elements, " elements");
-    return elements * layers;
-  }
-
   [[nodiscard]] Index rows() const { return m_planner.shape().rows(); }
-
-  [[nodiscard]] Index layer_offset(Index layer) const {
-    const PolicyTraits& traits = m_planner.traits();
-    return traits.keeps_features ? layer * layer_elements(m_model, m_planner.shape(), traits) : 0;
-  }
-  [[nodiscard]] const Stored* layer_data(Index layer) const {
-    return m_features.data() + layer_offset(layer);
-  }
-  [[nodiscard]] Stored* layer_data(Index layer) { return m_features.data() + layer_offset(layer); }
+  [[nodiscard]] Layout layout() const { return {m_model, m_planner.shape(), m_planner.traits()}; }
 
   ModelShape m_model;
   StepPlanner m_planner;

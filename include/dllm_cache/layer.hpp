@@ -13,14 +13,19 @@ namespace dllm_cache::inline v0_1 {
 /// Rows `[begin, end)` of the matrix `x` given to `delta` that all see the same keys.
 ///
 /// Keys are `[n, kv]`, rotated; values `[n, kv]`; `n` differs from segment to segment, so use
-/// `keys.rows`, never a length of your own. Segments come in ascending row order and cover every
-/// row of `x`; those of one sequence share one base pointer.
+/// `keys.rows`, never a length of your own. Both are dense and begin on a multiple of 64 bytes.
+/// Segments come in ascending row order and cover every row of `x`; those of one sequence share one
+/// base pointer.
 template <class Stored>
 struct Segment {
   Index begin = 0;
   Index end = 0;
   MatrixView<const Stored> keys;
   MatrixView<const Stored> values;
+  /// So many rows of keys and of values may be read, at least `n`: those behind the first `n` are
+  /// zero. More than `n` where the model's `row_multiple` asks for it and the segment sees the
+  /// whole sequence; otherwise other keys lie there.
+  Index padded_rows = keys.rows;
 };
 
 /// Part of TransformerLayer: write `void value(MatrixView<const Scalar> x, MatrixView<Scalar> v)`:
@@ -52,9 +57,11 @@ concept ComputesDeltas = requires(L& layer, MatrixView<const Scalar> x, MatrixVi
 /// A transformer layer as the cache sees it: three functions over rows.
 ///
 /// Rules no concept can check: a row's result depends on that row and the keys it sees alone; the
-/// outputs do not alias the inputs and are written whole; callbacks never see zero rows and may
-/// throw (the caches then are stale and refresh at their next step). The object is a light handle:
-/// weights are shared and const, scratch belongs to the caller, one thread uses it at a time.
+/// outputs do not alias the inputs and are written whole; `v`, `q`, `k` and `u` are dense
+/// (`stride == cols`) and begin on a multiple of 64 bytes, while `x` may have a stride; callbacks
+/// never see zero rows and may throw (the caches then are stale and refresh at their next step).
+/// The object is a light handle: weights are shared and const, scratch belongs to the caller, one
+/// thread uses it at a time.
 template <class L, class Scalar, class Stored = Scalar>
 concept TransformerLayer = ComputesValues<L, Scalar> && ComputesQueriesAndKeys<L, Scalar> &&
     ComputesDeltas<L, Scalar, Stored>;

@@ -12,6 +12,9 @@ struct ModelShape {
   Index width = 0;        ///< Width d of the hidden state, 1 to 2^24.
   Index query_width = 0;  ///< heads * head_dim, 1 to 2^24; may differ from `width`.
   Index kv_width = 0;     ///< kv_heads * head_dim of keys and of values, 1 to 2^24.
+  /// Rows of keys and of values in memory are rounded up to a multiple of this, 1 to 4096; those
+  /// behind the sequence are zero. For products that are fast over 16 or 32 rows at a time.
+  Index row_multiple = 1;
 
   friend bool operator==(const ModelShape&, const ModelShape&) = default;
 };
@@ -26,6 +29,7 @@ inline void check_shape(const ModelShape& shape) {
   check("width", shape.width, Index{1} << 24);
   check("query_width", shape.query_width, Index{1} << 24);
   check("kv_width", shape.kv_width, Index{1} << 24);
+  check("row_multiple", shape.row_multiple, 4096);
 }
 
 }  // namespace dllm_cache::inline v0_1

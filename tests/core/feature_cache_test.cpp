@@ -484,7 +484,10 @@ TEMPLATE_TEST_CASE("FeatureCache: holds keys and values of every row, deltas of 
     const SequenceShape shape{.prompt = 4, .response = 5, .prediction_shift = c.shift};
     NanResource memory;
     const Cache cache(model, shape, c.policy, &memory);
-    const Index expected = 3 * (9 * 2 * 8 + c.stored * 6) * static_cast<Index>(sizeof(Stored));
+    const auto lines = [](Index elements) {  // bytes, each matrix from a multiple of 64 on
+      return (elements * static_cast<Index>(sizeof(Stored)) + 63) / 64 * 64;
+    };
+    const Index expected = 3 * (2 * lines(9 * 8) + lines(c.stored * 6));
     REQUIRE(cache.bytes() == expected);
     REQUIRE(Cache::bytes_needed(model, shape, c.policy) == expected);
     REQUIRE(memory.bytes_held() == static_cast<std::size_t>(expected));
@@ -497,9 +500,9 @@ TEST_CASE("FeatureCache: without a cache it holds one layer's keys and values", 
   const SequenceShape shape{.prompt = 4, .response = 5};
   NanResource memory;
   const FeatureCache<float> cache(model, shape, NoCache{}, &memory);
-  REQUIRE(cache.bytes() == 9 * 2 * 8 * 4);
-  REQUIRE(FeatureCache<float>::bytes_needed(model, shape, NoCache{}) == 9 * 2 * 8 * 4);
-  REQUIRE(memory.bytes_held() == 9 * 2 * 8 * 4);
+  REQUIRE(cache.bytes() == 2 * 320);  // 9 * 8 floats in whole lines of 64 bytes
+  REQUIRE(FeatureCache<float>::bytes_needed(model, shape, NoCache{}) == 2 * 320);
+  REQUIRE(memory.bytes_held() == 2 * 320);
 }
 
 TEST_CASE("FeatureCache: the features of all layers lie apart", "[feature_cache]") {
@@ -510,14 +513,14 @@ TEST_CASE("FeatureCache: the features of all layers lie apart", "[feature_cache]
     REQUIRE(cache.keys(layer).data == next);
     REQUIRE(cache.keys(layer).rows == 9);
     REQUIRE(cache.keys(layer).cols == 8);
-    next += 9 * 8;
+    next += 80;  // 9 * 8, in whole lines of 16
     REQUIRE(cache.values(layer).data == next);
     REQUIRE(cache.values(layer).rows == 9);
-    next += 9 * 8;
+    next += 80;
     REQUIRE(cache.deltas(layer).data == next);
     REQUIRE(cache.deltas(layer).rows == 5);
     REQUIRE(cache.deltas(layer).cols == 6);
-    next += 5 * 6;
+    next += 32;  // 5 * 6
   }
 }
 
@@ -543,6 +546,10 @@ TEST_CASE("FeatureCache: bad shapes are refused by field, range and value",
   REQUIRE_THAT(with(&ModelShape::query_width, -4),
                Contains("query_width must be in [1, 16777216]"));
   REQUIRE_THAT(with(&ModelShape::kv_width, never), Contains("kv_width must be in [1, 16777216]"));
+  REQUIRE_THAT(with(&ModelShape::row_multiple, 0),
+               Contains("row_multiple must be in [1, 4096], got 0"));
+  REQUIRE_THAT(with(&ModelShape::row_multiple, 4097),
+               Contains("row_multiple must be in [1, 4096], got 4097"));
   REQUIRE_THAT(message(model, {}, NoCache{}), Contains("at least 1 row"));
   REQUIRE_THAT(message(model, {.response = 5}, DllmCachePolicy{.ratio = 2}), Contains("ratio"));
   REQUIRE_THAT(

@@ -155,6 +155,7 @@ TEST_CASE("PolicyTable: every policy and preset is made with its defaults and wi
   CHECK(table.make("balanced").options() == AnyPolicy(balanced_policy()).options());
   CHECK(table.make("balanced", {{"ratio", "0.125"}}).options() ==
         AnyPolicy(BlockVerifyPolicy{.ratio = 0.125}).options());
+  CHECK(table.make("balanced-fixed").options() == AnyPolicy(balanced_fixed_policy()).options());
   CHECK(table.make("dkv", {{"refresh_interval", "never"}}).options() ==
         AnyPolicy(DkvDecodePolicy{never}).options());
   const auto options = table.options("balanced", {{"ratio", "0.5"}});

@@ -161,7 +161,10 @@ class RandomRun {
   explicit RandomRun(std::uint64_t seed)
       : m_random(seed),
         m_model(1 + m_random.below(3), m_random.next(), kv_heads[m_random.below(4)],
-                widths[m_random.below(3)]) {}
+                widths[m_random.below(3)]),
+        m_shape(m_model.shape()) {
+    m_shape.row_multiple = row_multiples[m_random.below(4)];
+  }
 
   void run() {
     add();
@@ -216,13 +219,14 @@ class RandomRun {
   [[nodiscard]] Index steps() const { return m_steps; }
 
  private:
-  static constexpr Index kv_heads[] = {1, 2, 3, 9}, widths[] = {1, 6, 35};
+  static constexpr Index kv_heads[] = {1, 2, 3, 9}, widths[] = {1, 6, 35},
+                         row_multiples[] = {1, 1, 3, 16};
 
   Sequence& any() { return *m_sequences[static_cast<std::size_t>(any_index())]; }
   Index any_index() { return m_random.below(static_cast<Index>(m_sequences.size())); }
 
   void add(Story story, const AnyPolicy& policy) {
-    Cache cache(m_model.shape(), story.full_shape(), policy, &m_memory);
+    Cache cache(m_shape, story.full_shape(), policy, &m_memory);
     Plain plain(m_model, story.full_shape(), policy);
     m_sequences.push_back(std::make_unique<Sequence>(
         Sequence{std::move(story), std::move(cache), std::move(plain), m_next++}));
@@ -474,6 +478,7 @@ class RandomRun {
 
   RandomNumbers m_random;
   Model m_model;
+  ModelShape m_shape;  // of the caches: rows in memory may be padded
   NanResource m_memory;
   Workspace<float, Stored> m_workspace{&m_memory}, m_other_workspace{&m_memory};
   std::vector<std::unique_ptr<Sequence>> m_sequences;

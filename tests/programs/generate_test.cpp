@@ -328,6 +328,7 @@ TEST_CASE("dllm-generate: a preset is a policy with options that can be varied",
   CHECK(balanced == rows(""));
   CHECK(balanced == rows("--policy block-verify"));
   CHECK(balanced == rows("", {{"cache_kind", "balanced"}}));
+  CHECK(rows("--policy balanced-fixed") == rows("--policy balanced --similarity-threshold none"));
   CHECK(rows("--policy fastest") == rows("--policy dual"));
   CHECK(rows("--policy exact") == rows("--no-cache"));
 

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <cstdint>
 #include <limits>
 #include <span>
 #include <stdexcept>
@@ -43,6 +44,7 @@ class CountingLayer {
   void value(MatrixView<const Scalar> x, MatrixView<Scalar> v) {
     m_log.layers.back().value += x.rows;
     expect(x.rows > 0 && v.rows == x.rows, "value: rows");
+    expect(is_dense(v), "value: dense from 64 bytes on");
     m_layer.value(x, v);
     fail_if_told(v);
   }
@@ -53,6 +55,7 @@ class CountingLayer {
     expect(x.rows > 0 && q.rows == x.rows && k.rows == x.rows &&
                static_cast<Index>(positions.size()) == x.rows,
            "query_key: rows");
+    expect(is_dense(q) && is_dense(k), "query_key: dense from 64 bytes on");
     m_layer.query_key(x, positions, q, k);
     fail_if_told(k);
   }
@@ -62,10 +65,16 @@ class CountingLayer {
     m_log.segment_sizes.clear();
     m_log.segment_keys.clear();
     expect(x.rows > 0 && q.rows == x.rows && u.rows == x.rows, "delta: rows");
+    expect(is_dense(q) && is_dense(u), "delta: dense from 64 bytes on");
     Index next = 0;
     for (const Segment<Stored>& segment : segments) {
       expect(segment.begin == next && segment.end > segment.begin, "delta: segments");
       expect(segment.keys.rows == segment.values.rows && segment.keys.rows > 0, "delta: keys");
+      expect(is_dense(segment.keys) && is_dense(segment.values), "delta: keys from 64 bytes on");
+      expect(segment.padded_rows >= segment.keys.rows, "delta: padded_rows");
+      expect(has_zeros_behind(segment.keys, segment.padded_rows) &&
+                 has_zeros_behind(segment.values, segment.padded_rows),
+             "delta: zeros behind the keys");
       next = segment.end;
       m_log.segment_sizes.push_back(segment.end - segment.begin);
       m_log.segment_keys.push_back(segment.keys.rows);
@@ -78,6 +87,15 @@ class CountingLayer {
  private:
   void expect(bool kept, const char* rule) {
     if (!kept && m_log.broken_rule.empty()) m_log.broken_rule = rule;
+  }
+  template <class T>
+  static bool is_dense(MatrixView<T> view) {
+    return view.stride == view.cols && reinterpret_cast<std::uintptr_t>(view.data) % 64 == 0;
+  }
+  static bool has_zeros_behind(MatrixView<const Stored> view, Index end) {
+    for (Index i = view.rows * view.cols; i < end * view.cols; ++i)
+      if (!(view.data[i] == Stored(0))) return false;
+    return true;
   }
   // A callback that fails leaves a mess behind.
   void fail_if_told(MatrixView<Scalar> written) {

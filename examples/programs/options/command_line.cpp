@@ -106,8 +106,9 @@ void declare_policy(CLI::App& app, PolicyChoice& choice) {
   auto* const policy =
       app.add_option(
              "--policy", choice.name,
-             "Cache policy, or a preset: exact, balanced (default), fastest; list describes "
-             "them all. Options given with a preset vary it, options alone mean dllm-cache")
+             "Cache policy, or a preset: exact, balanced (default), balanced-fixed, fastest; list "
+             "describes them all. Options given with a preset vary it, options alone mean "
+             "dllm-cache")
           ->group("Cache");
   app.add_flag_function(
          "--no-cache", [&choice](std::int64_t) { choice.name = "none"; },

@@ -202,6 +202,7 @@ void Workspace<Scalar, Stored, Selector>::store_keys(MatrixView<const Scalar> k,
     Cache& cache = *sequence.cache;
     const MatrixView<Stored> keys = Cache::keys_in(cache, layer);
     const MatrixView<const Stored> values = cache.values(layer);
+    const Index padded = cache.layout().padded_rows();
     for (Index place = sequence.recomputed.begin; place < sequence.recomputed.end; ++place) {
       const Index row = m_recomputed[static_cast<std::size_t>(place)];
       base::convert_row(k.row(place), keys.row(row), k.cols);
@@ -210,8 +211,8 @@ void Workspace<Scalar, Stored, Selector>::store_keys(MatrixView<const Scalar> k,
       const Index seen = cache.m_planner.key_end(row);
       const bool first = place == sequence.recomputed.begin;
       if (first || m_segments.back().keys.rows != seen)
-        m_segments.push_back(
-            {place, place, keys.middle_rows(0, seen), values.middle_rows(0, seen)});
+        m_segments.push_back({place, place, keys.middle_rows(0, seen), values.middle_rows(0, seen),
+                              seen == keys.rows ? padded : seen});
       m_segments.back().end = place + 1;
     }
   }

@@ -207,6 +207,9 @@ class PolicyTable {
       .add_preset("exact", "the uncached answers", "none", exact_policy())
       .add_preset("balanced", "nearly all uncached answers, several times fewer operations",
                   "block-verify", balanced_policy())
+      .add_preset("balanced-fixed",
+                  "the same with a count of rows known before a step, for devices and graphs",
+                  "block-verify", balanced_fixed_policy())
       .add_preset("fastest", "most uncached answers, fewest operations", "dual", fastest_policy());
   return table;
 }
