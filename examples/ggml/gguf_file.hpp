@@ -7,14 +7,12 @@
 #include <algorithm>
 #include <array>
 #include <bit>
-#include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <filesystem>
 #include <functional>
 #include <initializer_list>
 #include <map>
-#include <optional>
 #include <set>
 #include <span>
 #include <string>
@@ -194,36 +192,21 @@ class GgufFile {
     return {reinterpret_cast<const char*>(skip(length, what)), static_cast<std::size_t>(length)};
   }
 
-  // Calls `work` with a number of the type that the file means by `type`; false for strings,
-  // lists and types that there are none.
+  // Calls `work` with a number of the type that the file means by `type`; false for strings, lists
+  // and types that there are none.
   template <class Work>
   static bool with_number(std::uint32_t type, const Work& work) {
-    switch (type) {
-      case GGUF_TYPE_UINT8:
-        return work(std::uint8_t{}), true;
-      case GGUF_TYPE_INT8:
-        return work(std::int8_t{}), true;
-      case GGUF_TYPE_UINT16:
-        return work(std::uint16_t{}), true;
-      case GGUF_TYPE_INT16:
-        return work(std::int16_t{}), true;
-      case GGUF_TYPE_UINT32:
-        return work(std::uint32_t{}), true;
-      case GGUF_TYPE_INT32:
-        return work(std::int32_t{}), true;
-      case GGUF_TYPE_UINT64:
-        return work(std::uint64_t{}), true;
-      case GGUF_TYPE_INT64:
-        return work(std::int64_t{}), true;
-      case GGUF_TYPE_FLOAT32:
-        return work(float{}), true;
-      case GGUF_TYPE_FLOAT64:
-        return work(double{}), true;
-      case GGUF_TYPE_BOOL:
-        return work(bool{}), true;
-      default:
-        return false;
-    }
+    const auto is = [&](gguf_type number_type, auto number) {
+      if (type != static_cast<std::uint32_t>(number_type)) return false;
+      work(number);
+      return true;
+    };
+    return is(GGUF_TYPE_UINT8, std::uint8_t{}) || is(GGUF_TYPE_INT8, std::int8_t{}) ||
+           is(GGUF_TYPE_UINT16, std::uint16_t{}) || is(GGUF_TYPE_INT16, std::int16_t{}) ||
+           is(GGUF_TYPE_UINT32, std::uint32_t{}) || is(GGUF_TYPE_INT32, std::int32_t{}) ||
+           is(GGUF_TYPE_UINT64, std::uint64_t{}) || is(GGUF_TYPE_INT64, std::int64_t{}) ||
+           is(GGUF_TYPE_FLOAT32, float{}) || is(GGUF_TYPE_FLOAT64, double{}) ||
+           is(GGUF_TYPE_BOOL, bool{});
   }
 
   void take_key() {

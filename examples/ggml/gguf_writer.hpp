@@ -9,15 +9,15 @@
 #include <array>
 #include <cstdint>
 #include <filesystem>
-#include <fstream>
 #include <map>
+#include <memory>
 #include <new>
-#include <stdexcept>
+#include <span>
 #include <string>
-#include <system_error>
 #include <vector>
 
 #include "dllm_cache/models/load_model.hpp"
+#include "programs/text/safetensors_writer.hpp"
 
 // Checkpoint folders of LLaDA and Dream as GGUF files with the keys, names and layout that
 // convert_hf_to_gguf.py of ggml-org/llama.cpp gives them (conversion/llada.py, dream.py), but for
@@ -38,38 +38,28 @@ class GgufWriter {
  public:
   GgufWriter(const std::filesystem::path& folder, ggml_type matrices)
       : m_folder(folder),
-        m_model(dllm_cache::models::load_model(
-            folder, {.backend = dllm_cache::models::Backend::Eigen})),
+        m_model(dllm_cache::models::load_model(folder,
+                                               {.backend = dllm_cache::models::Backend::Eigen})),
         m_matrices(matrices),
         m_gguf(gguf_init_empty()) {
     if (m_gguf == nullptr) throw std::bad_alloc();
     const Index tensors = 12 * m_model->config.layers + 3;
-    m_context.reset(ggml_init(
-        {static_cast<std::size_t>(tensors) * ggml_tensor_overhead(), nullptr, true}));
+    m_context.reset(
+        ggml_init({static_cast<std::size_t>(tensors) * ggml_tensor_overhead(), nullptr, true}));
     if (m_context == nullptr) throw std::bad_alloc();
     m_architecture = architecture();
     set_keys();
     add_tensors();
   }
 
-  /// Writes `path`, through a file beside it that is renamed when it is whole.
+  /// Writes `path`, which is replaced when all of it is written.
   void write(const std::filesystem::path& path) {
-    const std::filesystem::path part = path.string() + ".part";
-    std::ofstream file;
-    file.exceptions(std::ios::failbit | std::ios::badbit);
-    try {
-      file.open(part, std::ios::binary);
-      std::vector<char> header(gguf_get_meta_size(m_gguf.get()));
-      gguf_get_meta_data(m_gguf.get(), header.data());
-      file.write(header.data(), static_cast<std::streamsize>(header.size()));
-      for (const Entry& entry : m_entries) write(file, entry);
-      file.close();
-      std::filesystem::rename(part, path);
-    } catch (const std::ios::failure&) {
-      std::error_code ignored;
-      std::filesystem::remove(part, ignored);
-      dllm_cache::models::detail::refuse_file(path, "writing failed");
-    }
+    programs::ReplacingFile file(path);
+    std::vector<std::byte> header(gguf_get_meta_size(m_gguf.get()));
+    gguf_get_meta_data(m_gguf.get(), header.data());
+    file.write(header);
+    for (const Entry& entry : m_entries) write(file, entry);
+    file.commit();
   }
 
   /// How many tensors have which type.
@@ -200,10 +190,11 @@ class GgufWriter {
   }
 
   // Writes the rows of a tensor, a few at a time, and what is missing to the next one's place.
-  static void write(std::ofstream& file, const Entry& entry) {
+  static void write(programs::ReplacingFile& file, const Entry& entry) {
     const Index together = std::max<Index>(1, (Index{1} << 20) / entry.row);
     std::vector<float> floats(static_cast<std::size_t>(std::min(together, entry.rows) * entry.row));
-    std::vector<char> bytes(ggml_row_size(entry.type, static_cast<std::int64_t>(floats.size())));
+    std::vector<std::byte> bytes(
+        ggml_row_size(entry.type, static_cast<std::int64_t>(floats.size())));
     std::size_t written = 0;
     for (Index begin = 0; begin < entry.rows; begin += together) {
       const Index count = std::min(together, entry.rows - begin);
@@ -212,12 +203,12 @@ class GgufWriter {
                                         entry.row, floats.data() + i * entry.row);
       const std::size_t made = ggml_quantize_chunk(entry.type, floats.data(), bytes.data(), 0,
                                                    count, entry.row, nullptr);
-      file.write(bytes.data(), static_cast<std::streamsize>(made));
+      file.write(std::span(bytes).first(made));
       written += made;
     }
-    const std::array<char, GGUF_DEFAULT_ALIGNMENT> zeros{};
+    const std::array<std::byte, GGUF_DEFAULT_ALIGNMENT> zeros{};
     const std::size_t over = written % zeros.size();
-    if (over > 0) file.write(zeros.data(), static_cast<std::streamsize>(zeros.size() - over));
+    if (over > 0) file.write(std::span(zeros).first(zeros.size() - over));
   }
   // The row of the checkpoint that becomes `row`: of a head that is laid out anew, those of the
   // first and of the second half by turns.
