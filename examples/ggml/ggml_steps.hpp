@@ -547,7 +547,7 @@ class GgmlStepsModel {
         dllm_cache::base::refuse_argument(
             "GgmlStepsModel: a plan must select a fixed count of rows, got similarity_threshold ",
             step.lists->similarity_threshold,
-            ": take dllm-cache, prefix, dual, dkv or none, or block-verify with the threshold inf");
+            ": take dllm-cache, prefix, dual, dkv or none, or block-verify with the threshold none");
     }
     if (rows == 0) return;
     detail::StepGraph graph(m_weights, m_attention, batch);
