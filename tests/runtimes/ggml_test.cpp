@@ -188,6 +188,30 @@ TEST_CASE("ggml: sequences join and leave a batch of steps", "[ggml]") {
   CHECK(run(steps) == run(layers));
 }
 
+TEST_CASE("ggml: steps follow every policy that selects a fixed count of rows", "[ggml]") {
+  const std::vector<std::int32_t> prompt{3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5};
+  const std::vector<AnyPolicy> policies{
+      DllmCachePolicy{.prompt_interval = 5, .response_interval = 3},
+      BlockVerifyPolicy{.similarity_threshold = no_similarity_threshold},
+      ChangedRowsPolicy{},
+      FreeCachePolicy{},
+      VicinityPolicy{},
+      DkvDecodePolicy{}};
+  for (const AnyPolicy& policy : policies) {
+    const auto run = [&](auto model) {
+      DenoisingLoop<decltype(model)> loop(model);
+      loop.add(prompt, {.response = 32, .block_length = 8, .steps = 32}, policy);
+      loop.run();
+      const auto response = loop.sequence(0).response();
+      return std::pair(std::vector<std::int32_t>(response.begin(), response.end()),
+                       loop.counts(0).recomputed);
+    };
+    CAPTURE(policy.traits({.prompt = 11, .response = 32}).name);
+    for (const char* name : {"llada-tiny", "dream-tiny"})
+      CHECK(run(GgmlStepsModel(open(gguf(name)))) == run(by_layers(gguf(name))));
+  }
+}
+
 TEST_CASE("ggml: a clamp orders a similarity of NaN before all others", "[ggml]") {
   Runtime runtime(1);
   std::vector<float> in{NAN, 0.5F, -1.0F}, out(3);
