@@ -38,3 +38,20 @@ install_python_packages() {
   [ -x build/venv/bin/python ] || python3 -m venv build/venv
   build/venv/bin/python -m pip install -q --disable-pip-version-check -r "$1"
 }
+
+# A build of ggml for any x86-64 processor in build/ggml, from a wheel on PyPI, and its CMake files in
+# `ggml_options`, which stays empty where there is another ggml or none can be had.
+ggml_options=()
+find_ggml() {
+  local package=libggml-python version=0.20.2.post1 folder=build/ggml
+  [ -z "${ggml_DIR-}" ] || { ggml_options=(-Dggml_DIR="$ggml_DIR"); return 0; }
+  if compgen -G '/usr/lib/*/cmake/ggml/ggml-config.cmake' >/dev/null ||
+     compgen -G '/usr/local/lib*/cmake/ggml/ggml-config.cmake' >/dev/null; then return 0; fi
+  if [ ! -e $folder/libggml/lib64/cmake/ggml/ggml-config.cmake ]; then
+    build/venv/bin/python -m pip download -q --disable-pip-version-check --no-deps \
+      --only-binary :all: -d $folder "$package==$version" &&
+      build/venv/bin/python -m zipfile -e $folder/libggml_python-"$version"-*.whl $folder ||
+      { echo "no ggml: the examples in examples/ggml and their tests are left out"; return 0; }
+  fi
+  ggml_options=(-Dggml_DIR="$PWD/$folder/libggml/lib64/cmake/ggml")
+}

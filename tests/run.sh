@@ -76,10 +76,12 @@ mkdir -p build
 install_python_packages examples/requirements.txt
 install_python_packages packaging/requirements.txt
 python=$PWD/build/venv/bin/python
+find_ggml
 
 echo "== release: every program, benchmark and test"
 cmake --preset release -DDLLM_CACHE_BUILD_TESTS=ON -DDLLM_CACHE_BUILD_BENCH=ON -DDLLM_CACHE_BUILD_EXAMPLES=ON \
-  -DCMAKE_VERIFY_INTERFACE_HEADER_SETS=ON -DDLLM_CACHE_PYTHON="$python"
+  -DCMAKE_VERIFY_INTERFACE_HEADER_SETS=ON -DDLLM_CACHE_PYTHON="$python" \
+  "${ggml_options[@]}"
 cmake --build --preset release -j "$jobs"
 echo "== each public header compiles alone"
 cmake --build --preset release -j "$jobs" --target all_verify_interface_header_sets

@@ -1,0 +1,296 @@
+// SPDX-License-Identifier: Apache-2.0
+// Models written with ggml under the cache: by layers, and by whole steps.
+#include <catch2/catch.hpp>
+#include <random>
+
+#include "ggml/ggml_layers.hpp"
+#include "ggml/ggml_steps.hpp"
+#include "ggml/gguf_writer.hpp"
+#include "tests/support/golden_case.hpp"
+#include "tests/support/temporary_folder.hpp"
+
+using namespace dllm_cache;
+using namespace ggml_runtime;
+using golden::Case;
+
+namespace {
+
+/// A golden model as a GGUF file, written once.
+std::filesystem::path gguf(const std::string& model, ggml_type type = GGML_TYPE_F32) {
+  static const testing::TemporaryFolder folder;
+  const std::filesystem::path file = folder / (model + "-" + ggml_type_name(type) + ".gguf");
+  if (!std::filesystem::exists(file)) write_gguf(golden::folder() / "models" / model, file, type);
+  return file;
+}
+std::shared_ptr<const GgufFile> open(const std::filesystem::path& file) {
+  return std::make_shared<GgufFile>(file);
+}
+GgmlModel by_layers(const std::filesystem::path& file, AttentionBy by = AttentionBy::Library) {
+  return GgmlModel(Weights(open(file)), 1, by);
+}
+
+struct Answer {
+  std::vector<std::vector<std::int32_t>> tokens;
+  std::vector<std::array<Index, 3>> rows;  ///< In the pass, values, recomputed.
+};
+
+template <class Model>
+Answer answer(Model& model, const Case& golden) {
+  DenoisingLoop<Model> loop(model);
+  DecodingOptions options = golden.options();
+  for (Index i = 0; i < golden.batch(); ++i) {
+    options.sequence = static_cast<std::uint64_t>(i);
+    loop.add(golden.prompt(i), options, golden.policy());
+  }
+  loop.run();
+  Answer answer;
+  for (Index i = 0; i < golden.batch(); ++i) {
+    const auto response = loop.sequence(i).response();
+    const auto counts = loop.counts(i);
+    answer.tokens.emplace_back(response.begin(), response.end());
+    answer.rows.push_back({counts.rows, counts.values, counts.recomputed});
+  }
+  return answer;
+}
+
+void check_tokens(const Answer& found, const Case& golden) {
+  for (Index i = 0; i < golden.batch(); ++i)
+    CHECK(found.tokens[static_cast<std::size_t>(i)] == golden.answer(i));
+}
+
+const std::vector<std::string>& cases() {
+  static const std::vector<std::string> names{"uncached-blocks",
+                                              "cache-kp100-kr7-rho025",
+                                              "cache-half-steps-batch2",
+                                              "cache-kp3-kr2-rho0",
+                                              "cfg-interval3-blocks",
+                                              "dream-kp25-kr4-rho025",
+                                              "dream-kp100-kr8-rho025-batch2",
+                                              "fastdllm-prefix-steps16-p24-r32-b16",
+                                              "fastdllm-dual-steps16-p24-r32-b16",
+                                              "dkv-reload3-p30-r48-b16-s24",
+                                              "dkv-reload8-p24-r32-b16-s32"};
+  return names;
+}
+
+/// The file with its keys changed by `change`.
+std::filesystem::path changed(const std::filesystem::path& from, const std::filesystem::path& to,
+                              const std::function<void(gguf_context*)>& change) {
+  ggml_context* tensors = nullptr;
+  const gguf_context_ptr read(
+      gguf_init_from_file(from.c_str(), {.no_alloc = false, .ctx = &tensors}));
+  const ggml_context_ptr owner(tensors);
+  // What was read cannot be written: its tensors have no buffers, which ggml does not say.
+  const gguf_context_ptr gguf(gguf_init_empty());
+  gguf_set_kv(gguf.get(), read.get());
+  for (std::int64_t i = 0; i < gguf_get_n_tensors(read.get()); ++i)
+    gguf_add_tensor(gguf.get(), ggml_get_tensor(tensors, gguf_get_tensor_name(read.get(), i)));
+  change(gguf.get());
+  REQUIRE(gguf_write_to_file(gguf.get(), to.c_str(), false));
+  return to;
+}
+
+std::string content(const std::filesystem::path& path) {
+  std::ifstream file(path, std::ios::binary);
+  return {std::istreambuf_iterator<char>(file), {}};
+}
+
+}  // namespace
+
+TEST_CASE("ggml: golden cases end in the reference's tokens, with the library's rows", "[ggml]") {
+  for (const std::string& name : cases()) {
+    DYNAMIC_SECTION(name) {
+      const Case golden(name);
+      const std::filesystem::path file = gguf(golden.request.at("model"));
+      models::TransformerRunner own(golden.load(models::Backend::Eigen), 1);
+      const Answer expected = answer(own, golden);
+      check_tokens(expected, golden);
+      for (const AttentionBy by : {AttentionBy::Library, AttentionBy::Flash}) {
+        GgmlModel model = by_layers(file, by);
+        const Answer found = answer(model, golden);
+        check_tokens(found, golden);
+        CHECK(found.rows == expected.rows);
+      }
+      for (const StepAttention attention : {StepAttention::Flash, StepAttention::Products}) {
+        GgmlStepsModel model(open(file), "cpu", 1, attention);
+        const Answer found = answer(model, golden);
+        check_tokens(found, golden);
+        CHECK(found.rows == expected.rows);
+      }
+    }
+  }
+}
+
+TEST_CASE("ggml: files of fewer bits give nearly the same tokens", "[ggml]") {
+  for (const std::string name : {"cache-kp100-kr7-rho025", "dream-kp25-kr4-rho025"})
+    for (const ggml_type type : {GGML_TYPE_BF16, GGML_TYPE_Q8_0, GGML_TYPE_Q4_K}) {
+      const Case golden(name);
+      const std::filesystem::path file = gguf(golden.request.at("model"), type);
+      GgmlModel layers = by_layers(file);
+      GgmlStepsModel steps(open(file));
+      const Answer one = answer(layers, golden), other = answer(steps, golden);
+      std::size_t equal = 0, alike = 0;
+      const auto expected = golden.answer(0);
+      for (std::size_t i = 0; i < expected.size(); ++i) {
+        equal += one.tokens[0][i] == expected[i] ? 1U : 0U;
+        alike += one.tokens[0][i] == other.tokens[0][i] ? 1U : 0U;
+      }
+      std::printf("%s, %s: %zu of %zu tokens as in float32, %zu alike both ways\n", name.c_str(),
+                  ggml_type_name(type), equal, expected.size(), alike);
+      // A random model's tokens hang by a thread: the same work, not the same words, is certain.
+      CHECK(one.rows == other.rows);
+    }
+}
+
+TEST_CASE("ggml: steps refuse what is not known before a graph is built", "[ggml]") {
+  GgmlStepsModel model(open(gguf("llada-tiny")));
+  DenoisingLoop<GgmlStepsModel> loop(model);
+  const std::vector<std::int32_t> prompt{3, 1, 4, 1, 5, 9, 2, 6};
+  SECTION("a threshold of similarity") {
+    loop.add(prompt, {.response = 16}, BlockVerifyPolicy{});
+    CHECK_THROWS_WITH(loop.run(), Catch::Contains("similarity_threshold 0.99") &&
+                                      Catch::Contains("dllm-cache, prefix, dual"));
+  }
+  SECTION("none is taken") {
+    loop.add(prompt, {.response = 16},
+             BlockVerifyPolicy{.similarity_threshold = no_similarity_threshold});
+    CHECK_NOTHROW(loop.run());
+  }
+  SECTION("block-causal attention") {
+    CHECK_THROWS_WITH(
+        loop.add(prompt, {.response = 16, .block_length = 8, .attention_block = 8}, NoCache{}),
+        Catch::Contains("attention_block must be 0"));
+  }
+  SECTION("a backend that is not there") {
+    CHECK_THROWS_WITH(GgmlStepsModel(open(gguf("llada-tiny")), "abacus"),
+                      Catch::Contains("CPU") && Catch::Contains("abacus"));
+  }
+}
+
+TEST_CASE("ggml: sequences join and leave a batch of steps", "[ggml]") {
+  const std::vector<std::vector<std::int32_t>> prompts{{3, 1, 4, 1, 5}, {9, 2, 6, 5, 3, 5, 8}, {7}};
+  const std::vector<AnyPolicy> policies{
+      DllmCachePolicy{.prompt_interval = 5, .response_interval = 3}, DualCachePolicy{}, NoCache{}};
+  const auto run = [&](auto& model) {
+    DenoisingLoop<std::remove_reference_t<decltype(model)>> loop(model);
+    for (std::size_t i = 0; i < prompts.size(); ++i) {
+      loop.add(prompts[i], {.response = 16, .block_length = 8, .steps = 16}, policies[i]);
+      loop.step();
+    }
+    loop.run();
+    std::vector<std::vector<std::int32_t>> tokens;
+    for (Index i = 0; i < loop.sequences(); ++i)
+      tokens.emplace_back(loop.sequence(i).response().begin(), loop.sequence(i).response().end());
+    return tokens;
+  };
+  GgmlStepsModel steps(open(gguf("dream-tiny")));
+  GgmlModel layers = by_layers(gguf("dream-tiny"));
+  CHECK(run(steps) == run(layers));
+}
+
+TEST_CASE("ggml: steps follow every policy that selects a fixed count of rows", "[ggml]") {
+  const std::vector<std::int32_t> prompt{3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5};
+  const std::vector<AnyPolicy> policies{
+      DllmCachePolicy{.prompt_interval = 5, .response_interval = 3},
+      BlockVerifyPolicy{.similarity_threshold = no_similarity_threshold},
+      ChangedRowsPolicy{},
+      FreeCachePolicy{},
+      VicinityPolicy{},
+      DkvDecodePolicy{}};
+  for (const AnyPolicy& policy : policies) {
+    const auto run = [&](auto model) {
+      DenoisingLoop<decltype(model)> loop(model);
+      loop.add(prompt, {.response = 32, .block_length = 8, .steps = 32}, policy);
+      loop.run();
+      const auto response = loop.sequence(0).response();
+      return std::pair(std::vector<std::int32_t>(response.begin(), response.end()),
+                       loop.counts(0).recomputed);
+    };
+    CAPTURE(policy.traits({.prompt = 11, .response = 32}).name);
+    for (const char* name : {"llada-tiny", "dream-tiny"})
+      CHECK(run(GgmlStepsModel(open(gguf(name)))) == run(by_layers(gguf(name))));
+  }
+}
+
+TEST_CASE("ggml: a clamp orders a similarity of NaN before all others", "[ggml]") {
+  Runtime runtime(1);
+  std::vector<float> in{NAN, 0.5F, -1.0F}, out(3);
+  Graph graph(runtime);
+  ggml_context* const c = graph.context();
+  ggml_tensor* const x = graph.over(MatrixView<const float>(dense_view(in.data(), 1, 3)));
+  graph.into(ggml_cont(c, ggml_clamp(c, ggml_neg(c, x), -2.0F, 2.0F)),
+             dense_view(out.data(), 1, 3));
+  graph.run();
+  CHECK(out == std::vector<float>{2.0F, -0.5F, 1.0F});
+}
+
+TEST_CASE("ggml: files that say other things are refused by name", "[ggml]") {
+  const testing::TemporaryFolder folder;
+  const auto refusal = [&](const std::function<void(gguf_context*)>& change) -> std::string {
+    const auto file = changed(gguf("llada-tiny"), folder / "changed.gguf", change);
+    try {
+      const Weights weights(open(file));
+    } catch (const std::runtime_error& error) {
+      CHECK_THAT(error.what(), Catch::Contains("changed.gguf"));
+      return error.what();
+    }
+    return "taken";
+  };
+  CHECK(refusal([](gguf_context*) {}) == "taken");
+  CHECK_THAT(refusal([](gguf_context* g) { gguf_remove_key(g, "llada.block_count"); }),
+             Catch::Contains("llada.block_count"));
+  CHECK_THAT(refusal([](gguf_context* g) { gguf_set_val_str(g, "llada.block_count", "4"); }),
+             Catch::Contains("llada.block_count"));
+  CHECK_THAT(refusal([](gguf_context* g) { gguf_set_val_u32(g, "llada.block_count", 5); }),
+             Catch::Contains("blk.4."));
+  CHECK_THAT(refusal([](gguf_context* g) { gguf_set_val_u32(g, "llada.block_count", 3); }),
+             Catch::Contains("blk.3."));
+  CHECK_THAT(refusal([](gguf_context* g) { gguf_set_val_u32(g, "llada.feed_forward_length", 32); }),
+             Catch::Contains("ffn_gate") && Catch::Contains("expected shape"));
+  CHECK_THAT(refusal([](gguf_context* g) { gguf_set_val_u32(g, "llada.attention.head_count", 5); }),
+             Catch::Contains("head_count"));
+  CHECK_THAT(
+      refusal([](gguf_context* g) { gguf_set_val_u32(g, "llada.attention.head_count_kv", 3); }),
+      Catch::Contains("divisor"));
+  CHECK_THAT(refusal([](gguf_context* g) { gguf_set_val_str(g, "general.architecture", "llama"); }),
+             Catch::Contains("llada") && Catch::Contains("general.architecture"));
+  CHECK_THAT(
+      refusal([](gguf_context* g) { gguf_set_val_str(g, "llada.rope.scaling.type", "yarn"); }),
+      Catch::Contains("rope.scaling"));
+  CHECK_THAT(refusal([](gguf_context* g) { gguf_set_val_bool(g, "llada.attention.causal", true); }),
+             Catch::Contains("attention.causal"));
+  CHECK_THAT(
+      refusal([](gguf_context* g) { gguf_set_val_u32(g, "tokenizer.ggml.mask_token_id", 96); }),
+      Catch::Contains("mask_token_id"));
+}
+
+TEST_CASE("ggml: damaged files are refused and never end the process", "[ggml]") {
+  const testing::TemporaryFolder folder;
+  const std::string whole = content(gguf("llada-tiny"));
+  const auto refused = [&](const std::string& bytes) {
+    const auto file = folder.write("damaged.gguf", bytes);
+    try {
+      const Weights weights(open(file));
+    } catch (const std::runtime_error& error) {
+      return std::string_view(error.what()).find("damaged.gguf") != std::string_view::npos;
+    }
+    return false;
+  };
+  std::size_t taken = 0;
+  for (std::size_t size = 0; size < whole.size() - 32; size += size < 4096 ? 37 : 9973)
+    taken += refused(whole.substr(0, size)) ? 0U : 1U;
+  CHECK(taken == 0);
+  CHECK(refused("GGUG" + whole.substr(4)));
+  CHECK(refused(""));
+  // Any byte of the header: an error, or a file that still makes sense.
+  std::mt19937 random(1);
+  for (int run = 0; run < 300; ++run) {
+    std::string bytes = whole;
+    bytes[random() % 4096] = static_cast<char>(random());
+    folder.write("damaged.gguf", bytes);
+    try {
+      const Weights weights(open(folder / "damaged.gguf"));
+    } catch (const std::runtime_error&) {
+    }
+  }
+}
