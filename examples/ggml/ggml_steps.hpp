@@ -35,7 +35,7 @@ using dllm_cache::MatrixView;
   if (threads < 1 || threads > GGML_MAX_N_THREADS)
     dllm_cache::base::refuse_argument("threads must be in [1, ", GGML_MAX_N_THREADS, "], got ",
                                       threads);
-  // A ggml whose backends are modules finds them at run time; for others this does nothing.
+  // A ggml whose backends are modules has to look for them.
   if (ggml_backend_dev_count() == 0) ggml_backend_load_all();
   const ggml_backend_dev_t device = ggml_backend_dev_by_name(name.c_str());
   if (device == nullptr) {
@@ -547,7 +547,7 @@ class GgmlStepsModel {
         dllm_cache::base::refuse_argument(
             "GgmlStepsModel: a plan must select a fixed count of rows, got similarity_threshold ",
             step.lists->similarity_threshold,
-            ": take dllm-cache, prefix, dual, dkv or none, or block-verify with the threshold none");
+            ": take dllm-cache, prefix, dual, dkv or none, or block-verify without its threshold");
     }
     if (rows == 0) return;
     detail::StepGraph graph(m_weights, m_attention, batch);
