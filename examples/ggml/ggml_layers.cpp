@@ -7,8 +7,8 @@
 #include <cstdio>
 #include <map>
 
-#include "answers.hpp"
 #include "programs/options/threads.hpp"
+#include "programs/run/both_ways.hpp"
 
 namespace {
 
@@ -30,10 +30,12 @@ int run(const Options& options) {
                   options.attention);
   for (const auto& [name, count] : model.weights().places())
     std::fprintf(stderr, "weights:  %d tensors %s\n", count, name.c_str());
+  const dllm_cache::ModelDecoding decoding{.decoder = model.config().architecture};
   if (options.features == "bf16")
-    return answer_both_ways<GgmlModel, Eigen::bfloat16>(model, request);
-  if (options.features == "f16") return answer_both_ways<GgmlModel, Eigen::half>(model, request);
-  return answer_both_ways(model, request);
+    return programs::answer_both_ways<GgmlModel, Eigen::bfloat16>(model, request, decoding);
+  if (options.features == "f16")
+    return programs::answer_both_ways<GgmlModel, Eigen::half>(model, request, decoding);
+  return programs::answer_both_ways(model, request, decoding);
 }
 
 }  // namespace

@@ -7,8 +7,8 @@
 #include <CLI/CLI.hpp>
 #include <map>
 
-#include "answers.hpp"
 #include "programs/options/threads.hpp"
+#include "programs/run/both_ways.hpp"
 
 int main(int argc, char** argv) {
   using namespace ggml_runtime;
@@ -40,6 +40,6 @@ int main(int argc, char** argv) {
     programs::prepare_threads(argv, threads);
     const programs::Request read = programs::read_request(request);
     GgmlStepsModel model(std::make_shared<GgufFile>(file), backend, threads, attention);
-    return answer_both_ways(model, read);
+    return programs::answer_both_ways(model, read, {.decoder = model.config().architecture});
   });
 }

@@ -3,7 +3,7 @@
 // dllm-generate in; the answers, and what the cache saved, out.
 #include <cstdio>
 
-#include "compare_runs.hpp"
+#include "programs/run/both_ways.hpp"
 #include "torch_llada.hpp"
 
 int main(int argc, char** argv) {
@@ -11,10 +11,9 @@ int main(int argc, char** argv) {
     std::fprintf(stderr, "usage: libtorch_llada MODEL-FOLDER REQUEST.json\n");
     return 2;
   }
-  return dllm_cache::programs::run_program("libtorch_llada", [&] {
-    const auto request = torch_runtime::read_request(argv[2]);
+  return programs::run_program("libtorch_llada", [&] {
+    const programs::Request request = programs::read_request(argv[2]);
     torch_runtime::TorchModel model{dllm_cache::models::CheckpointFolder(argv[1])};
-    torch_runtime::compare_runs(model, request);
-    return 0;
+    return programs::answer_both_ways(model, request, {.decoder = "llada"});
   });
 }

@@ -204,6 +204,7 @@ class TorchStepModel {
     make_frequencies();
   }
 
+  [[nodiscard]] const dllm_cache::models::TransformerConfig& config() const { return m_config; }
   [[nodiscard]] dllm_cache::ModelShape shape() const {
     return {m_config.layers, m_config.width, m_config.query_width(), m_config.kv_width()};
   }

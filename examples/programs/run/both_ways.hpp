@@ -11,34 +11,35 @@
 #include "programs/options/request.hpp"
 #include "programs/text/errors.hpp"
 
-// What the programs on libtorch have in common.
-namespace torch_runtime {
+// What programs on other runtimes do with a request of dllm-generate.
+namespace programs {
 
-/// What a run gave, and what it took.
-struct Answers {
+/// Tokens of every prompt's answer, and what they cost.
+struct TimedAnswers {
   std::vector<std::vector<std::int32_t>> tokens;
   dllm_cache::DecodingCounts rows;
   double seconds = 0.0;
 };
 
-/// Answers all prompts of a request in one batch.
-template <class M>
-Answers answer(M& model, const dllm_cache::programs::Request& request,
-               const dllm_cache::AnyPolicy& policy) {
-  using namespace dllm_cache;
-  DecodingOptions options = decoding_options(request.settings.decoding, {});
-  DenoisingLoop<M> loop(model);
+/// Answers all prompts of a request together; `decoding` says how the model is decoded by default.
+template <class Model, class Stored = float>
+[[nodiscard]] TimedAnswers answer_all(Model& model, const Request& request,
+                                      const dllm_cache::ModelDecoding& decoding,
+                                      const dllm_cache::AnyPolicy& policy) {
+  dllm_cache::DecodingOptions options =
+      dllm_cache::decoding_options(request.settings.decoding, decoding);
+  dllm_cache::DenoisingLoop<Model, Stored> loop(model);
   for (const auto& prompt : request.prompts) {
     loop.add(prompt, options, policy);
     ++options.sequence;
   }
   const auto start = std::chrono::steady_clock::now();
   loop.run();
-  Answers answers;
+  TimedAnswers answers;
   answers.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-  for (Index id = 0; id < loop.sequences(); ++id) {
+  for (dllm_cache::Index id = 0; id < loop.sequences(); ++id) {
     // Where the prompt had gaps, all of it as it was filled.
-    const SequenceState& state = loop.sequence(id);
+    const dllm_cache::SequenceState& state = loop.sequence(id);
     const auto answer = state.has_gaps() ? state.tokens() : state.response();
     answers.tokens.emplace_back(answer.begin(), answer.end());
     answers.rows += loop.counts(id);
@@ -46,21 +47,17 @@ Answers answer(M& model, const dllm_cache::programs::Request& request,
   return answers;
 }
 
-/// Reads a request; throws programs::BadRequest for what these programs do not take.
-inline dllm_cache::programs::Request read_request(const char* file) {
-  using namespace dllm_cache;
-  programs::Request request = programs::read_request(file);
+/// Answers without and with the cache: tokens to stdout, one line a prompt, what the cache saved to
+/// stderr. Throws BadRequest for what these programs do not take.
+template <class Model, class Stored = float>
+int answer_both_ways(Model& model, const Request& request,
+                     const dllm_cache::ModelDecoding& decoding) {
   if (request.settings.tokens.mask || !request.settings.tokens.ends.empty())
-    throw programs::BadRequest("mask_token and end_token are not taken here: see config.json");
-  return request;
-}
-
-/// Answers a request uncached and cached, and prints answers and what the cache saved.
-template <class M>
-void compare_runs(M& model, const dllm_cache::programs::Request& request) {
-  using namespace dllm_cache;
-  const Answers plain = answer(model, request, NoCache{});
-  const Answers cached = answer(model, request, programs::make_policy(request.settings.policy));
+    throw BadRequest("mask_token and end_token are not taken here: those of the model count");
+  const TimedAnswers plain =
+      answer_all<Model, Stored>(model, request, decoding, dllm_cache::NoCache{});
+  const TimedAnswers cached =
+      answer_all<Model, Stored>(model, request, decoding, make_policy(request.settings.policy));
   std::size_t equal = 0, all = 0;
   for (std::size_t i = 0; i < cached.tokens.size(); ++i) {
     for (std::size_t j = 0; j < cached.tokens[i].size(); ++j, ++all) {
@@ -74,6 +71,7 @@ void compare_runs(M& model, const dllm_cache::programs::Request& request) {
                "cached:   %td rows recomputed, %.3f s, %zu of %zu tokens the same\n",
                plain.rows.recomputed, plain.seconds, cached.rows.recomputed, cached.seconds, equal,
                all);
+  return 0;
 }
 
-}  // namespace torch_runtime
+}  // namespace programs
