@@ -43,15 +43,20 @@ install_python_packages() {
 # `ggml_options`, which stays empty where there is another ggml or none can be had.
 ggml_options=()
 find_ggml() {
-  local package=libggml-python version=0.20.2.post1 folder=build/ggml
+  local package=libggml-python version=0.20.2.post1 folder=build/ggml prefix
+  local config=cmake/ggml/ggml-config.cmake
   [ -z "${ggml_DIR-}" ] || { ggml_options=(-Dggml_DIR="$ggml_DIR"); return 0; }
-  if compgen -G '/usr/lib/*/cmake/ggml/ggml-config.cmake' >/dev/null ||
-     compgen -G '/usr/local/lib*/cmake/ggml/ggml-config.cmake' >/dev/null; then return 0; fi
-  if [ ! -e $folder/libggml/lib64/cmake/ggml/ggml-config.cmake ]; then
+  for prefix in ${CMAKE_PREFIX_PATH+${CMAKE_PREFIX_PATH//:/ }} /usr/local /usr; do
+    if compgen -G "$prefix/lib*/$config" >/dev/null || compgen -G "$prefix/lib/*/$config" >/dev/null; then
+      return 0
+    fi
+  done
+  if [ ! -e $folder/libggml/lib64/$config ]; then
+    # Nothing of it runs in Python: that of this machine need not be the wheel's.
     build/venv/bin/python -m pip download -q --disable-pip-version-check --no-deps \
-      --only-binary :all: -d $folder "$package==$version" &&
+      --only-binary :all: --python-version 3.11 -d $folder "$package==$version" &&
       build/venv/bin/python -m zipfile -e $folder/libggml_python-"$version"-*.whl $folder ||
       { echo "no ggml: the examples in examples/ggml and their tests are left out"; return 0; }
   fi
-  ggml_options=(-Dggml_DIR="$PWD/$folder/libggml/lib64/cmake/ggml")
+  ggml_options=(-Dggml_DIR="$PWD/$folder/libggml/lib64/${config%/*}")
 }

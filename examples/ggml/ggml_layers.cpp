@@ -42,9 +42,9 @@ int run(const Options& options) {
 
 int main(int argc, char** argv) {
   CLI::App app(
-      "Answers a request with a LLaDA or Dream from a GGUF file, computed by ggml, without and "
-      "with "
-      "the cache.\nExit codes: 0 done, 1 a file cannot be used, 2 a bad option or request.",
+      "Answers a request with a LLaDA or Dream from a GGUF file, three graphs of ggml a layer, "
+      "without and with the cache.\nExit codes: 0 done, 1 a file cannot be used, 2 a bad option or "
+      "request.",
       "ggml_layers");
   Options options;
   const std::map<std::string, AttentionBy> attentions = {{"library", AttentionBy::Library},
@@ -66,6 +66,11 @@ int main(int argc, char** argv) {
   } catch (const CLI::ParseError& error) {
     return app.exit(error) == 0 ? 0 : 2;
   }
+  // ggml tells every matrix that it lays out anew.
+  const auto warnings = [](ggml_log_level level, const char* text, void*) {
+    if (level == GGML_LOG_LEVEL_WARN || level == GGML_LOG_LEVEL_ERROR) std::fputs(text, stderr);
+  };
+  ggml_log_set(warnings, nullptr);
   return programs::run_program("ggml_layers", [&] {
     programs::prepare_threads(argv, options.threads);
     return run(options);

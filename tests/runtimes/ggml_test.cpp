@@ -7,6 +7,7 @@
 #include "ggml/ggml_steps.hpp"
 #include "ggml/gguf_writer.hpp"
 #include "tests/support/golden_case.hpp"
+#include "tests/support/random_checkpoint.hpp"
 #include "tests/support/temporary_folder.hpp"
 
 using namespace dllm_cache;
@@ -58,18 +59,13 @@ void check_tokens(const Answer& found, const Case& golden) {
     CHECK(found.tokens[static_cast<std::size_t>(i)] == golden.answer(i));
 }
 
-const std::vector<std::string>& cases() {
-  static const std::vector<std::string> names{"uncached-blocks",
-                                              "cache-kp100-kr7-rho025",
-                                              "cache-half-steps-batch2",
-                                              "cache-kp3-kr2-rho0",
-                                              "cfg-interval3-blocks",
-                                              "dream-kp25-kr4-rho025",
-                                              "dream-kp100-kr8-rho025-batch2",
-                                              "fastdllm-prefix-steps16-p24-r32-b16",
-                                              "fastdllm-dual-steps16-p24-r32-b16",
-                                              "dkv-reload3-p30-r48-b16-s24",
-                                              "dkv-reload8-p24-r32-b16-s32"};
+std::vector<std::string> cases() {
+  std::vector<std::string> names{"uncached-blocks",        "uncached-batch2-half-steps",
+                                 "cache-kp100-kr7-rho025", "cache-half-steps-batch2",
+                                 "cache-kp3-kr2-rho0",     "cfg-interval3-blocks",
+                                 "dream-kp25-kr4-rho025",  "dream-kp100-kr8-rho025-batch2"};
+  for (const char* kind : {"fastdllm-prefix", "fastdllm-dual", "dkv"})
+    for (const std::string& name : golden::cases(kind)) names.push_back(name);
   return names;
 }
 
@@ -88,6 +84,52 @@ std::filesystem::path changed(const std::filesystem::path& from, const std::file
   change(gguf.get());
   REQUIRE(gguf_write_to_file(gguf.get(), to.c_str(), false));
   return to;
+}
+
+/// The file with its tensors changed by `change`, which may make others in the context.
+std::filesystem::path rebuilt(
+    const std::filesystem::path& from, const std::filesystem::path& to,
+    const std::function<void(std::map<std::string, ggml_tensor*>&, ggml_context*)>& change) {
+  ggml_context* context = nullptr;
+  const gguf_context_ptr before(
+      gguf_init_from_file(from.c_str(), {.no_alloc = false, .ctx = &context}));
+  const ggml_context_ptr owner(context), more(ggml_init({1 << 20, nullptr, false}));
+  std::map<std::string, ggml_tensor*> tensors;
+  for (ggml_tensor* t = ggml_get_first_tensor(context); t != nullptr;
+       t = ggml_get_next_tensor(context, t))
+    if (gguf_find_tensor(before.get(), ggml_get_name(t)) >= 0) tensors[ggml_get_name(t)] = t;
+  change(tensors, more.get());
+  const gguf_context_ptr after(gguf_init_empty());
+  gguf_set_kv(after.get(), before.get());
+  for (const auto& [name, tensor] : tensors) {
+    ggml_set_name(tensor, name.c_str());
+    gguf_add_tensor(after.get(), tensor);
+  }
+  REQUIRE(gguf_write_to_file(after.get(), to.c_str(), false));
+  return to;
+}
+
+/// A tensor's numbers as float32, in the order of the file.
+std::vector<float> floats(const GgufTensor& tensor) {
+  std::int64_t count = 1;
+  for (const std::int64_t size : tensor.shape) count *= size;
+  std::vector<float> all(static_cast<std::size_t>(count));
+  if (tensor.type == GGML_TYPE_F32)
+    std::memcpy(all.data(), tensor.bytes.data(), tensor.bytes.size());
+  else
+    ggml_get_type_traits(tensor.type)->to_float(tensor.bytes.data(), all.data(), count);
+  return all;
+}
+
+/// Tokens of an answer to a prompt of any model for these sizes.
+template <class Stored = float, class Model>
+std::vector<std::int32_t> some_tokens(Model& model, int steps = 16) {
+  DenoisingLoop<Model, Stored> loop(model);
+  loop.add(std::vector<std::int32_t>{3, 1, 4, 1, 5, 9, 2, 6}, {.response = 16},
+           DllmCachePolicy{.prompt_interval = 8, .response_interval = 4});
+  for (int step = 0; step < steps; ++step) loop.step();
+  const auto response = loop.sequence(0).response();
+  return {response.begin(), response.end()};
 }
 
 std::string content(const std::filesystem::path& path) {
@@ -293,4 +335,156 @@ TEST_CASE("ggml: damaged files are refused and never end the process", "[ggml]")
     } catch (const std::runtime_error&) {
     }
   }
+}
+
+TEST_CASE("ggml: grouped queries, biases and a tied head run as in the bundled model", "[ggml]") {
+  nlohmann::json biased = testing::grouped_llada(), tied = testing::grouped_dream();
+  biased["include_qkv_bias"] = true;
+  tied["tie_word_embeddings"] = true;
+  for (const nlohmann::json& config : {testing::grouped_llada(), biased, tied}) {
+    INFO(config);
+    const testing::TemporaryFolder folder;
+    const testing::RandomCheckpoint written(folder / "model", config);
+    write_gguf(folder / "model", folder / "model.gguf", GGML_TYPE_F32);
+    CHECK((open(folder / "model.gguf")->find("output.weight") == nullptr) ==
+          config.contains("tie_word_embeddings"));
+    models::TransformerRunner bundled(models::load_model(folder / "model"), 1);
+    const std::vector<std::int32_t> expected = some_tokens(bundled);
+    for (const AttentionBy by : {AttentionBy::Library, AttentionBy::Flash}) {
+      GgmlModel layers = by_layers(folder / "model.gguf", by);
+      CHECK(some_tokens(layers) == expected);
+    }
+    GgmlStepsModel steps(open(folder / "model.gguf"));
+    CHECK(some_tokens(steps) == expected);
+  }
+}
+
+TEST_CASE("ggml: with features of 16 bits the first tokens are those of float32", "[ggml]") {
+  const testing::TemporaryFolder folder;
+  const testing::RandomCheckpoint written(folder / "model", testing::grouped_dream());
+  write_gguf(folder / "model", folder / "model.gguf", GGML_TYPE_F32);
+  for (const AttentionBy by : {AttentionBy::Library, AttentionBy::Flash}) {
+    GgmlModel model = by_layers(folder / "model.gguf", by);
+    CHECK(some_tokens<Eigen::bfloat16>(model, 3) == some_tokens(model, 3));
+  }
+}
+
+TEST_CASE("ggml: matrices come back from a file as they were, or as near as its type", "[ggml]") {
+  const testing::TemporaryFolder folder;
+  const testing::RandomCheckpoint written(folder / "model", testing::grouped_llada());
+  const models::CheckpointFolder checkpoint(folder / "model");
+  const std::string layer = "model.transformer.blocks.1.";
+  const std::vector<float> value =
+      models::read_floats(checkpoint.weight(layer + "v_proj.weight", {128, 256}));
+  const std::vector<float> query =
+      models::read_floats(checkpoint.weight(layer + "q_proj.weight", {256, 256}));
+  const auto read = [&](ggml_type type, const char* name) {
+    const auto counts = write_gguf(folder / "model", folder / "model.gguf", type);
+    CHECK(counts.at(ggml_type_name(type)) == (type == GGML_TYPE_F32 ? 30 : 23));
+    const GgufFile file(folder / "model.gguf");
+    REQUIRE(file.find(name) != nullptr);
+    CHECK(file.find(name)->type == type);
+    return floats(*file.find(name));
+  };
+  CHECK(read(GGML_TYPE_F32, "blk.1.attn_v.weight") == value);
+  // Halves of a head of 32 by turns: the pairs that are rotated together are neighbours.
+  const std::vector<float> turned = read(GGML_TYPE_F32, "blk.1.attn_q.weight");
+  for (const auto& [row, from] : {std::pair{0, 0}, {1, 16}, {2, 1}, {31, 31}, {33, 48}, {254, 239}})
+    CHECK(std::equal(turned.begin() + row * 256, turned.begin() + (row + 1) * 256,
+                     query.begin() + from * 256));
+  std::vector<float> rounded = value;
+  for (float& one : rounded) one = static_cast<float>(Eigen::bfloat16(one));
+  CHECK(read(GGML_TYPE_BF16, "blk.1.attn_v.weight") == rounded);
+  for (const auto& [type, steps] : {std::pair{GGML_TYPE_Q8_0, 127.0F}, {GGML_TYPE_Q4_K, 7.0F}}) {
+    const std::vector<float> near = read(type, "blk.1.attn_v.weight");
+    float off = 0.0F;  // as a part of the largest number of the block
+    for (std::size_t block = 0; block < value.size(); block += 32) {
+      float largest = 0.0F, difference = 0.0F;
+      for (std::size_t i = block; i < block + 32; ++i) {
+        largest = std::max(largest, std::abs(value[i]));
+        difference = std::max(difference, std::abs(value[i] - near[i]));
+      }
+      off = std::max(off, difference / largest);
+    }
+    INFO(ggml_type_name(type));
+    CHECK(off > 0.0F);
+    CHECK(off < 1.0F / steps);
+  }
+}
+
+TEST_CASE("ggml: matrices in layouts of the CPU backend's own compute the same", "[ggml]") {
+  const testing::TemporaryFolder folder;
+  const testing::RandomCheckpoint written(folder / "model", testing::grouped_llada());
+  write_gguf(folder / "model", folder / "model.gguf", GGML_TYPE_Q4_K);
+  GgmlModel plain = by_layers(folder / "model.gguf");
+  const ggml_backend_ptr cpu(ggml_backend_cpu_init());
+  GgmlModel packed(Weights(open(folder / "model.gguf"), repacked(cpu.get())));
+  int tensors = 0;
+  for (const auto& [place, count] : packed.weights().places()) {
+    std::printf("%d tensors: %s\n", count, place.c_str());
+    tensors += count;
+  }
+  CHECK(tensors == 30);
+  const Index rows = 5;
+  std::vector<float> x(static_cast<std::size_t>(rows * plain.shape().width));
+  for (std::size_t i = 0; i < x.size(); ++i) x[i] = std::sin(static_cast<float>(i));
+  const auto logits = [&](GgmlModel& model) {
+    RowMajorMatrix<float> all(rows, model.vocabulary());
+    model.logits(dense_view<const float>(x.data(), rows, model.shape().width), as_view(all));
+    return all;
+  };
+  const RowMajorMatrix<float> a = logits(plain), b = logits(packed);
+  CHECK((a - b).cwiseAbs().maxCoeff() < 0.02F * a.cwiseAbs().maxCoeff());
+}
+
+TEST_CASE("ggml: tensors that are missing, misshapen or not computed are refused by name",
+          "[ggml]") {
+  using Tensors = std::map<std::string, ggml_tensor*>;
+  const testing::TemporaryFolder folder;
+  const auto refusal = [&](const std::function<void(Tensors&, ggml_context*)>& change) {
+    const auto file = rebuilt(gguf("llada-tiny"), folder / "changed.gguf", change);
+    try {
+      const Weights weights(open(file));
+    } catch (const std::runtime_error& error) {
+      CHECK_THAT(error.what(), Catch::Contains("changed.gguf"));
+      return std::string(error.what());
+    }
+    return std::string("taken");
+  };
+  const auto put = [](const char* name, ggml_type type, std::int64_t row, std::int64_t rows) {
+    return [=](Tensors& tensors, ggml_context* c) {
+      tensors[name] = ggml_new_tensor_2d(c, type, row, rows);
+      std::memset(tensors[name]->data, 0, ggml_nbytes(tensors[name]));
+    };
+  };
+  CHECK(refusal([](Tensors&, ggml_context*) {}) == "taken");
+  CHECK(refusal([](Tensors& tensors, ggml_context*) { tensors.erase("output.weight"); }) ==
+        "taken");  // the head is the embedding
+  CHECK_THAT(refusal([](Tensors& tensors, ggml_context*) { tensors.erase("blk.1.ffn_up.weight"); }),
+             Catch::Contains("blk.1.ffn_up.weight") && Catch::Contains("no such tensor"));
+  CHECK_THAT(refusal([](Tensors& tensors, ggml_context*) { tensors.erase("token_embd.weight"); }),
+             Catch::Contains("token_embd.weight") && Catch::Contains("no such tensor"));
+  CHECK_THAT(refusal(put("blk.2.attn_k.weight", GGML_TYPE_F32, 64, 63)),
+             Catch::Contains("blk.2.attn_k.weight") && Catch::Contains("[64, 64], got [64, 63]"));
+  CHECK_THAT(refusal(put("blk.0.attn_q.bias", GGML_TYPE_F32, 64, 2)),
+             Catch::Contains("blk.0.attn_q.bias") && Catch::Contains("[64], got [64, 2]"));
+  CHECK_THAT(refusal(put("blk.0.attn_output.bias", GGML_TYPE_F32, 64, 1)),
+             Catch::Contains("blk.0.attn_output.bias") && Catch::Contains("not computed"));
+  CHECK_THAT(refusal(put("blk.0.attn_q.weight", GGML_TYPE_I32, 64, 64)),
+             Catch::Contains("blk.0.attn_q.weight") && Catch::Contains("got i32"));
+  CHECK_THAT(refusal(put("blk.0.attn_norm.weight", GGML_TYPE_F16, 64, 1)),
+             Catch::Contains("blk.0.attn_norm.weight") && Catch::Contains("expected type f32"));
+}
+
+TEST_CASE("ggml: other models and other biases are not written", "[ggml]") {
+  const testing::TemporaryFolder folder;
+  CHECK_THROWS_WITH(
+      write_gguf(golden::folder() / "models/sdar-tiny", folder / "a.gguf", GGML_TYPE_F32),
+      Catch::Contains("expected a LLaDA or a Dream"));
+  nlohmann::json config = testing::grouped_llada();
+  config["include_bias"] = true;
+  const testing::RandomCheckpoint written(folder / "model", config);
+  CHECK_THROWS_WITH(write_gguf(folder / "model", folder / "a.gguf", GGML_TYPE_F32),
+                    Catch::Contains(".bias") && Catch::Contains("no place in the file"));
+  CHECK(!std::filesystem::exists(folder / "a.gguf"));
 }
