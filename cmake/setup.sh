@@ -40,16 +40,17 @@ install_python_packages() {
 }
 
 # A build of ggml for any x86-64 processor in build/ggml, from a wheel on PyPI, and its CMake files in
-# `ggml_options`, which stays empty where there is another ggml or none can be had.
+# `ggml_options`, which has another ggml's where there is one and stays empty where none can be had.
 ggml_options=()
 find_ggml() {
-  local package=libggml-python version=0.20.2.post1 folder=build/ggml prefix
+  local package=libggml-python version=0.20.2.post1 folder=build/ggml prefix found
   local config=cmake/ggml/ggml-config.cmake
   [ -z "${ggml_DIR-}" ] || { ggml_options=(-Dggml_DIR="$ggml_DIR"); return 0; }
+  # CMake itself would not look into lib64 on Debian.
   for prefix in ${CMAKE_PREFIX_PATH+${CMAKE_PREFIX_PATH//:/ }} /usr/local /usr; do
-    if compgen -G "$prefix/lib*/$config" >/dev/null || compgen -G "$prefix/lib/*/$config" >/dev/null; then
-      return 0
-    fi
+    for found in "$prefix"/lib*/$config "$prefix"/lib/*/$config; do
+      [ ! -e "$found" ] || { ggml_options=(-Dggml_DIR="${found%/*}"); return 0; }
+    done
   done
   if [ ! -e $folder/libggml/lib64/$config ]; then
     # Nothing of it runs in Python: that of this machine need not be the wheel's.
