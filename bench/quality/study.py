@@ -128,10 +128,10 @@ def runs(main_count, grid_count, sweep_count):
     for similar, first, decoding in itertools.product(("none", 0.99), (True, False), ("one", FAST)):
         add("left-alone", f"{similar}-{layers(first)}", grid_count // 2, decoding,
             block_verify(first=first, similar=similar))
-    for decoding, count in (("one", grid_count), (FAST, grid_count // 2)):
-        add("fixed", "balanced", count, decoding, SHOWN["balanced"])
+    for decoding in ("one", FAST):
+        add("fixed", "balanced", main_count // 4, decoding, SHOWN["balanced"])
         for ratio in (0.03125, 0.0625, 0.125, 0.25):
-            add("fixed", f"{ratio}", count, decoding, block_verify(ratio=ratio))
+            add("fixed", f"{ratio}", main_count // 4, decoding, block_verify(ratio=ratio))
     for decoding, (name, policy) in itertools.product(("one", FAST), SHOWN.items()):
         add("timing", name, 20, decoding, policy)
     return table
