@@ -54,7 +54,9 @@ std::size_t torch_bytes(const Work& work) {
 TEST_CASE("libtorch: golden cases end in the reference's tokens", "[libtorch]") {
   for (const std::string name :
        {"cache-kp100-kr7-rho025", "cache-kp50-kr6-rho025-blocks", "cache-half-steps-batch2",
-        "cache-kp3-kr2-rho0", "cache-deep-model", "cfg-interval3-blocks", "uncached-blocks"}) {
+        "cache-kp3-kr2-rho0", "cache-deep-model", "cfg-interval3-blocks", "uncached-blocks",
+        "fastdllm-prefix-steps16-p24-r32-b16", "fastdllm-dual-steps16-p24-r32-b16",
+        "dkv-reload4-p24-r32-b32-s32"}) {
     DYNAMIC_SECTION(name) {
       const Case golden(name);
       TorchModel model = load(golden.request.at("model"));
