@@ -443,7 +443,7 @@ static void policies_and_their_options(void) {
               "must be in [0, ");
     }
   }
-  CHECK(presets == 3 && options > 10 && words > 0);
+  CHECK(presets == 4 && options > 10 && words > 0);
   {
     dllm_policy_info policy = {.size = sizeof policy};
     dllm_option_info option = {.size = sizeof option};
