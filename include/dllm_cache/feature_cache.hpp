@@ -141,9 +141,7 @@ class FeatureCache {
     if (!m_planner.traits().keeps_features &&
         std::any_of(computed.begin(), computed.end(), [](std::uint8_t flag) { return flag != 0; }))
       in.refuse("computed must be 0 for a policy that keeps no features");
-    RowCounts counts;
-    for (Index* count : {&counts.rows, &counts.values, &counts.recomputed})
-      *count = in.number<Index>("counts", 0, most_counted);
+    const RowCounts counts = detail::read_counts(in);
     m_planner.mark_stale();  // until all features are there
     m_features.own_all();
     for_each_stored_run(*this, {step, stale, computed}, [&](MatrixView<Stored> run) {
@@ -239,8 +237,7 @@ class FeatureCache {
     out.number("settled", progress.settled);
     out.number("open", progress.open);
     out.array("computed", progress.computed);
-    for (const Index count : {m_counts.rows, m_counts.values, m_counts.recomputed})
-      out.number("counts", count);
+    detail::write_counts(out, m_counts);
   }
 
   // As much of it as must be equal.

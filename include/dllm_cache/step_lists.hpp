@@ -61,8 +61,8 @@ struct StepLists {
   std::vector<std::int32_t> rows;       ///< Numbers of the rows in the pass, ascending.
   std::vector<std::int32_t> positions;  ///< Rotary position of each of them.
   std::vector<std::int32_t> key_ends;   ///< One past the last row whose key each of them sees.
-  ComputedRows cached;                     ///< Rows of a layer in `cached_layers`.
-  ComputedRows plain;                      ///< Of the other layers: all in the pass, recomputed.
+  ComputedRows cached;                  ///< Rows of a layer in `cached_layers`.
+  ComputedRows plain;                   ///< Of the other layers: all in the pass, recomputed.
   Range cached_layers;
   std::int32_t layers = 0;        ///< Layers of the model.
   std::int32_t keys = 0;          ///< The largest of `key_ends`, or 0.
