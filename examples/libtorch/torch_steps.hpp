@@ -139,9 +139,8 @@ class TorchStepModel {
       : m_options(torch::TensorOptions().device(device).dtype(type)) {
     const c10::InferenceMode inference;
     const auto reader = folder.config_reader();
-    const auto mapped = dllm_cache::models::detail::load_transformer(
-        folder, dllm_cache::models::family_of(reader),
-        {.backend = dllm_cache::models::Backend::Eigen}, {});
+    const auto mapped = dllm_cache::models::load_model(
+        folder.path(), {.backend = dllm_cache::models::Backend::Eigen});
     const auto& names = dllm_cache::models::tensor_names(mapped->architecture);
     m_config = mapped->config;
     m_epsilon = static_cast<double>(mapped->final_norm.epsilon);
