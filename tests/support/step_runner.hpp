@@ -1,14 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <cmath>
 #include <cstdint>
-#include <memory>
 #include <span>
-#include <type_traits>
 #include <utility>
 #include <vector>
 
-#include "dllm_cache/base/gather_rows.hpp"
 #include "dllm_cache/base/scalar.hpp"
 #include "dllm_cache/decoding/step_model.hpp"
 #include "dllm_cache/vverify_selector.hpp"

@@ -6,6 +6,7 @@
 #include <optional>
 #include <span>
 #include <string>
+#include <vector>
 
 #include "dllm_cache/snapshot.hpp"
 #include "dllm_cache/stats.hpp"

@@ -1,10 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <cstdint>
 #include <memory_resource>
 #include <span>
-#include <utility>
-#include <vector>
 
 #include "dllm_cache/base/buffer.hpp"
 #include "dllm_cache/base/gather_rows.hpp"

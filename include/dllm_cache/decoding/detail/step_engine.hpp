@@ -4,7 +4,6 @@
 #include <algorithm>
 #include <memory_resource>
 #include <span>
-#include <type_traits>
 #include <vector>
 
 #include "dllm_cache/base/buffer.hpp"
