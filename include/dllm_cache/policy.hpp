@@ -24,6 +24,19 @@ struct PolicyTraits {
   bool needs_changed = false;          ///< Wants StepInput::changed.
   bool needs_confidence = false;       ///< Wants StepInput::confidence.
   bool needs_unchanged_steps = false;  ///< Wants StepInput::unchanged_steps.
+  bool needs_candidates = false;       ///< Wants StepInput::candidates.
+  bool needs_entropy = false;          ///< Wants StepInput::entropy.
+  bool needs_gap = false;              ///< Wants StepInput::gap.
+  bool needs_change = false;           ///< Wants StepInput::change.
+  /// Wants predictions of every masked row in a sequence's first step, not of candidates alone.
+  bool predicts_all = false;
+  Range stored_queries = {};       ///< Rows that it may ever probe: their queries are stored.
+  bool hides_rows = false;         ///< Its plans may hide rows or limit the keys of a layer.
+  bool watches_attention = false;  ///< Its plans may watch or probe: wants ModelShape::heads.
+  /// Rows are verified by the feature that layers compute for it, not by their values; wants
+  /// ModelShape::verify_width and layers that have it (ComputesVerifyFeatures).
+  bool verifies_features = false;
+  bool stores_verified_keys = false;  ///< Keys of verified rows are computed and stored as well.
 };
 
 /// Part of CachePolicy: write `PolicyTraits traits(const SequenceShape& shape) const`.
