@@ -223,13 +223,15 @@ TEST_CASE("Decoding keys: absent keys are the defaults, every key sets its membe
                                                 {"alg", "origin"},
                                                 {"eps", "0.01"}},
                                                {});
-  CHECK(text_of(all) ==
-        "response 64, block_length 8, steps 16, steps_per_block 0, attention_block 0, "
-        "prompt_end_grid false, fuse_blocks true, commit_next false, causal_commit false, "
-        "temperature 0.5, top_p 0.9, top_k 5, "
-        "order_temperature 0.25, guidance_scale 1.5, guidance_interval 3, early_stop true, "
-        "stop_within_block false, trim_after_end false, suppress_end false, end_last false, seed "
-        "18446744073709551615, sequence 0");
+  CHECK(
+      text_of(all) ==
+      "response 64, block_length 8, steps 16, steps_per_block 0, attention_block 0, "
+      "prompt_end_grid false, fuse_blocks true, commit_next false, causal_commit false, "
+      "temperature 0.5, top_p 0.9, top_k 5, "
+      "order_temperature 0.25, window 0, certainty_sigma 0, threshold_alpha 0, guidance_scale 1.5, "
+      "guidance_interval 3, early_stop true, stop_within_block false, trim_after_end false, "
+      "end_drops_rows false, suppress_end false, end_last false, seed "
+      "18446744073709551615, sequence 0");
   CHECK(all.sampling == Sampling::Categorical);
   CHECK(all.confidence == Confidence::Random);
   CHECK(std::get<BernoulliCommit>(all.commit).epsilon == 0.01);

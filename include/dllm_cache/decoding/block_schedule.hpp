@@ -46,6 +46,7 @@ class BlockSchedule {
       : m_rule(options.commit), m_grid(grid), m_has_gaps(has_gaps) {
     if (is_counted(m_rule)) m_steps = options.steps;
     m_steps_per_block = options.steps_per_block;
+    m_threshold_alpha = options.threshold_alpha;
   }
 
   [[nodiscard]] const BlockGrid& grid() const { return m_grid; }
@@ -112,11 +113,17 @@ class BlockSchedule {
     m_planned = planned;
   }
 
-  /// How many of these, surest first, a step commits of so many rows that could be.
-  [[nodiscard]] Index count(std::span<const Prediction> ordered, Index candidates) {
+  /// How many of these, surest first, a step commits of so many rows that could be, where so large
+  /// a share of the rows from the block's begin on is masked.
+  [[nodiscard]] Index count(std::span<const Prediction> ordered, Index candidates,
+                            double masked_share = 1.0) {
     m_progress.masked = candidates;
-    if (!is_linear()) return count_commits(ordered, m_rule, m_progress);
-    return std::min(next_linear(), static_cast<Index>(ordered.size()));
+    if (is_linear()) return std::min(next_linear(), static_cast<Index>(ordered.size()));
+    const auto* const held = std::get_if<ThresholdCommit>(&m_rule);
+    if (held == nullptr || m_threshold_alpha == 0.0 || m_taken == 0)
+      return count_commits(ordered, m_rule, m_progress);
+    const double share_left = 1.0 - m_threshold_alpha * (1.0 - masked_share);
+    return count_commits(ordered, ThresholdCommit{held->threshold * share_left}, m_progress);
   }
   /// The step is over.
   void end_step() {
@@ -161,6 +168,7 @@ class BlockSchedule {
   bool m_has_gaps = false;
   Index m_steps = 0;            // of all blocks, 0: one a masked row
   Index m_steps_per_block = 0;  // 0: not said
+  double m_threshold_alpha = 0.0;
   Index m_block = 0;
   BlockProgress m_progress;
   Index m_taken = 0;

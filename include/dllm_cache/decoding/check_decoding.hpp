@@ -23,6 +23,10 @@ struct DecodingWords {
   std::string_view counted;       ///< What a temperature of the order needs.
   std::string_view end_tokens;    ///< What gives a model its end tokens.
   std::string_view prompt_end_grid, commit_next, causal_commit, guidance_scale;
+  std::string_view window, threshold_alpha, end_drops_rows;
+  std::string_view parallel;   ///< What a window needs.
+  std::string_view certain;    ///< What weighed confidences need.
+  std::string_view threshold;  ///< What a falling threshold needs.
 };
 
 /// Words of the library.
@@ -43,7 +47,13 @@ inline constexpr DecodingWords field_words{
     .prompt_end_grid = "prompt_end_grid",
     .commit_next = "commit_next",
     .causal_commit = "causal_commit",
-    .guidance_scale = "guidance_scale"};
+    .guidance_scale = "guidance_scale",
+    .window = "window",
+    .threshold_alpha = "threshold_alpha",
+    .end_drops_rows = "end_drops_rows",
+    .parallel = "a commit rule that is not counted",
+    .certain = "Confidence::Probability or Confidence::Margin",
+    .threshold = "ThresholdCommit among the rules that are not counted"};
 
 /// Words of requests and command lines.
 inline constexpr DecodingWords key_words{
@@ -66,7 +76,17 @@ inline constexpr DecodingWords key_words{
     .prompt_end_grid = "block_grid \"prompt_end\"",
     .commit_next = "decoder \"fastdllm-v2\"",
     .causal_commit = "causal_commit",
-    .guidance_scale = "cfg_scale"};
+    .guidance_scale = "cfg_scale",
+    .window = "window_length",
+    .threshold_alpha = "confidence_alpha",
+    .end_drops_rows = "eos_truncates",
+    .parallel =
+        "parallel decoding: give threshold, factor, entropy_bound or tokens_per_step, or leave out "
+        "window_length",
+    .certain =
+        "confidences that are probabilities: remasking \"low_confidence\", or alg "
+        "\"maskgit_plus\" or \"topk_margin\"",
+    .threshold = "threshold in place of another rule of parallel decoding"};
 
 /// What the sequence is, as far as its options depend on it.
 struct DecodingTask {
@@ -123,6 +143,25 @@ void check_blocks(const DecodingOptions& o, const DecodingTask& task, const Deco
              ", got ", steps);
 }
 
+/// The part of check_decoding() about what loops of attention-aware caches do besides.
+template <class Refuse>
+void check_attention_aware(const DecodingOptions& o, const DecodingWords& words,
+                           const Refuse& refuse) {
+  // A schedule that may not commit what it planned would leave masks.
+  if (o.window > 0 && is_counted(o.commit))
+    refuse(words.window, " needs ", words.parallel, ", got ", o.window);
+  if (o.certainty_sigma > 0.0 && o.confidence != Confidence::Probability &&
+      o.confidence != Confidence::Margin)
+    refuse("certainty_sigma needs ", words.certain, ", got ", o.certainty_sigma);
+  // Under a schedule there is no threshold to fall: published loops have both options at once.
+  if (o.threshold_alpha > 0.0 && !is_counted(o.commit) &&
+      !std::holds_alternative<ThresholdCommit>(o.commit))
+    refuse(words.threshold_alpha, " needs ", words.threshold, ", got ", o.threshold_alpha);
+  if (o.end_drops_rows && o.early_stop)
+    refuse(words.end_drops_rows, " does not go with ", words.early_stop,
+           ": that fills what this leaves masked");
+}
+
 }  // namespace detail
 
 /// Refuses options that make no sense together or for the task, each of them in its own range
@@ -147,7 +186,9 @@ inline void check_decoding(const DecodingOptions& options, const DecodingTask& t
     refuse(words.origin_needs);
   if (o.order_temperature > 0.0 && !is_counted(o.commit))
     refuse(words.order_temperature, " needs ", words.counted);
+  detail::check_attention_aware(o, words, refuse);
   if (!task.has_end_tokens) {
+    if (o.end_drops_rows) refuse(words.end_drops_rows, " needs ", words.end_tokens);
     if (o.early_stop) refuse(words.early_stop, " needs ", words.end_tokens);
     if (o.suppress_end) refuse(words.suppress_end, " needs ", words.end_tokens);
     if (o.end_last) refuse(words.end_last, " needs ", words.end_tokens);

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <limits>
 #include <vector>
 
 #include "dllm_cache/decoding/commit_rule.hpp"
@@ -43,11 +44,24 @@ struct DecodingOptions {
   CommitRule commit = CountedCommit{};
   double order_temperature = 0.0;  ///< At least 0: noise on the order in which rows are committed,
                                    ///< for counted rules; Dream's `alg_temp`.
+  Index window = 0;                ///< Only the first so many masked rows may be committed in a
+                                   ///< step (`window_length`), for parallel rules; 0: all. As in
+                                   ///< Elastic-Cache (arXiv 2510.14973).
+  double certainty_sigma = 0.0;    ///< Above 0: confidences, probabilities or margins, are weighed
+                                   ///< by how much around a row is decoded: multiplied by its
+                                   ///< base::decoded_density() of this width before the step, as in
+                                   ///< d2Cache (arXiv 2509.23094); 0: not.
+  double threshold_alpha = 0.0;    ///< In [0, 1]: ThresholdCommit's threshold falls within a block
+                                   ///< (`confidence_alpha`), as in Streaming-dLLM (arXiv
+                                   ///< 2601.17917); see SequenceState::commit. 0: it does not.
   double guidance_scale = 0.0;     ///< `cfg_scale`, at least 0; 0: no guidance.
   Index guidance_interval = 1;  ///< Steps between refreshes of the guidance residual, at least 1.
   bool early_stop = false;      ///< A finished block with an end token ends the sequence,
   bool stop_within_block = false;  ///< and so does an end token before which nothing is masked.
   bool trim_after_end = false;     ///< All behind the first end token of the response becomes one.
+  bool end_drops_rows = false;     ///< The first step that commits an end token drops the masked
+                                   ///< rows behind the lowest one: they keep the mask and are not
+                                   ///< to be found (`eos_truncates`, as in Elastic-Cache).
   /// Tokens that are never predicted; their probabilities count as 0. As `suppress_tokens` of
   /// ZHZisZZ/dllm.
   std::vector<std::int32_t> suppress_tokens = {};
@@ -88,6 +102,18 @@ struct DecodingOptions {
     visit("top_k", self.top_k, at_least(0), "Dream: draw among this many tokens, 0: all");
     visit("order_temperature", self.order_temperature, finite_not_negative,
           "randomness of the order of commits", "alg_temp");
+    visit("window", self.window, OptionRange<Index>{.least = 1, .unset = 0},
+          "parallel decoding: only the first so many masked tokens may be committed in a step",
+          "window_length");
+    visit("certainty_sigma", self.certainty_sigma,
+          OptionRange<double>{.least = 0.0,
+                              .most = std::numeric_limits<float>::max(),
+                              .above_least = true,
+                              .unset = 0.0},
+          "weigh confidences by how much is decoded within about this many tokens");
+    visit("threshold_alpha", self.threshold_alpha, from_0_to_1,
+          "threshold: it falls by this share while a block is decoded, 0: not at all",
+          "confidence_alpha");
     visit("guidance_scale", self.guidance_scale, finite_not_negative,
           "strength of classifier-free guidance", "cfg_scale");
     visit("guidance_interval", self.guidance_interval, at_least(1),
@@ -96,6 +122,8 @@ struct DecodingOptions {
     visit("stop_within_block", self.stop_within_block, yes_or_no, "", "");
     visit("trim_after_end", self.trim_after_end, yes_or_no,
           "make all behind the first end-of-text token one", "trim_after_eos");
+    visit("end_drops_rows", self.end_drops_rows, yes_or_no,
+          "the first end-of-text leaves what is masked behind it masked for good", "eos_truncates");
     visit("suppress_end", self.suppress_end, yes_or_no,
           "never predict end-of-text: none of the model's end tokens", "logits_eos_inf");
     visit("end_last", self.end_last, yes_or_no,

@@ -11,6 +11,7 @@
 #include "dllm_cache/decoding/block_schedule.hpp"
 #include "dllm_cache/decoding/check_decoding.hpp"
 #include "dllm_cache/decoding/decoding_options.hpp"
+#include "dllm_cache/decoding/detail/ending.hpp"
 #include "dllm_cache/decoding/detail/extend_options.hpp"
 #include "dllm_cache/decoding/detail/options_snapshot.hpp"
 #include "dllm_cache/decoding/detail/order_predictions.hpp"
@@ -53,8 +54,11 @@ class SequenceState {
     const std::span<const std::int32_t> ends = special.end_of_text.all();
     if (options.suppress_end) m_suppressed.insert(m_suppressed.end(), ends.begin(), ends.end());
     if (options.end_last) m_last.insert(m_last.end(), ends.begin(), ends.end());
+    m_ending = detail::Ending(options, special.end_of_text);
+    if (options.certainty_sigma > 0.0) m_density.resize(m_rows.masked().size());
     m_blocks = BlockSchedule(options, layout.grid, has_gaps);
     move_to(0, std::nullopt);
+    rows_changed();
   }
 
   /// Tokens of the prompt and the response, and of the surplus rows behind them, if any; rows not
@@ -65,7 +69,8 @@ class SequenceState {
     return tokens().subspan(static_cast<std::size_t>(prompt_rows()),
                             static_cast<std::size_t>(m_options.response));
   }
-  /// One flag a row: 1 where the token is still to be found.
+  /// One flag a row: 1 where the token is still to be found; 0 where it is dropped behind an end
+  /// token, though the row holds the mask (DecodingOptions::end_drops_rows).
   [[nodiscard]] std::span<const std::uint8_t> masked() const { return m_rows.masked(); }
   /// One flag a row: 1 where the token was given with the prompt and never changes.
   [[nodiscard]] std::span<const std::uint8_t> given() const { return m_rows.given(); }
@@ -73,8 +78,8 @@ class SequenceState {
   [[nodiscard]] bool has_gaps() const { return m_rows.has_gaps(); }
   /// The first row whose token is or was to be found.
   [[nodiscard]] Index first_to_fill() const { return m_rows.first_to_fill(); }
-  /// Rows whose token is still the mask, after the end too.
-  [[nodiscard]] Index masks_left() const { return m_rows.masked_in({0, row_count()}); }
+  /// Rows whose token is still to be found, after the end too: those that were dropped are not.
+  [[nodiscard]] Index masks_left() const { return m_rows.masked_in({0, m_rows.rows()}); }
   [[nodiscard]] Index prompt_rows() const { return m_rows.prompt(); }
   [[nodiscard]] const SpecialTokens& special_tokens() const { return m_special; }
   [[nodiscard]] const DecodingOptions& options() const { return m_options; }
@@ -92,10 +97,10 @@ class SequenceState {
   [[nodiscard]] const BlockProgress& block_progress() const { return m_blocks.progress(); }
   /// Steps done in the active block.
   [[nodiscard]] Index block_steps() const { return m_blocks.taken(); }
-  [[nodiscard]] bool finished() const { return m_finished; }
+  [[nodiscard]] bool finished() const { return m_ending.finished(); }
 
-  /// Whether a row may be committed in this step: masked, and before the end of the active block
-  /// (in it, where there are gaps or finished blocks are final, as in the references).
+  /// Whether a row may be committed in this step: masked, within the window, and before the end of
+  /// the active block (in it, where there are gaps or finished blocks are final).
   [[nodiscard]] bool is_candidate(Index row) const {
     if (m_storing)
       return m_options.commit_next && !m_prefills && row == block().end && m_rows.is_masked(row);
@@ -134,11 +139,10 @@ class SequenceState {
     out.number("prompt", prompt_rows());
     m_rows.save(out);
     out.number("step", m_step);
-    out.number("finished", m_finished);
+    m_ending.save(out);
     m_blocks.save(out);
     out.number("storing", storing());
     out.number("prefills", m_prefills);
-    out.number("ended", m_ended);
     out.number("excludes_mask", m_excludes_mask);
     out.finish();
   }
@@ -156,15 +160,15 @@ class SequenceState {
     SequenceState state(rows.asked(), options, special);
     state.m_rows = std::move(rows);
     state.m_step = in.number<Index>("step", 0, most_counted);
-    state.m_finished = in.flag("finished");
-    state.m_blocks.restore(in, state.m_step, state.m_finished);
+    state.m_ending.restore(in);
+    state.m_blocks.restore(in, state.m_step, state.finished());
     state.m_storing = in.flag("storing");
     state.m_prefills = in.flag("prefills");
     if (state.m_storing && !state.may_store())
       in.refuse("storing must be 0 where nothing is to be stored, got 1");
-    state.m_ended = in.flag("ended");
     state.m_excludes_mask = in.flag("excludes_mask");
     in.finish();
+    state.rows_changed();
     return state;
   }
 
@@ -172,34 +176,25 @@ class SequenceState {
   /// Returns how many were committed: the first of them. Throws std::logic_error after the end and
   /// for predictions of rows that are no candidates; then nothing was committed.
   /// After a forward that stores there is one prediction at most, and the step does not count.
-  Index commit(std::span<Prediction> predictions) {
-    if (m_finished) base::refuse_call("SequenceState: commit() after the end");
+  /// With `certainty_sigma` confidences are weighed first. With `threshold_alpha` the threshold of
+  /// every step of a block but its first is multiplied by 1 - alpha * (1 - r), where r is the
+  /// masked share, before the step, of the rows that exist in it from the block's begin on.
+  /// `hidden`, one flag a row, says which do not, as StepPlan::hidden does; empty: all do.
+  Index commit(std::span<Prediction> predictions, std::span<const std::uint8_t> hidden = {}) {
+    if (finished()) base::refuse_call("SequenceState: commit() after the end");
     for (const Prediction& one : predictions)
       if (!is_candidate(one.row))
         base::refuse_call("SequenceState: predictions must be of rows that may be committed, ",
                           "got row ", one.row);
-    if (m_storing) return commit_stored(predictions);
-    detail::order_predictions(predictions, m_options, [&](Index row) { return random_key(row); });
-    const Index count = m_blocks.count(predictions, candidates());
-    Index found = 0;
-    for (Index i = 0; i < count; ++i)
-      if (m_rows.take(predictions[static_cast<std::size_t>(i)])) ++found;
-    ++m_step;
-    m_blocks.end_step();
-    // A model that predicts the mask itself would keep an open-ended block busy for ever.
-    m_excludes_mask = !is_counted(m_options.commit) && found == 0;
-    const bool block_finished = m_blocks.finished(candidates(), m_rows.masked_in(block()));
-    if (const auto end = end_here(block_finished))
-      end_answer(*end);
-    else if (block_finished)
-      move_to(m_blocks.number() + 1, block());
+    const Index count = m_storing ? commit_stored(predictions) : commit_step(predictions, hidden);
+    rows_changed();
     return count;
   }
 
   /// Makes the next forward one that only stores, where anything lies before the block; see
   /// DenoisingLoop::prefill().
   void begin_prefill() {
-    if (m_finished) base::refuse_call("SequenceState: begin_prefill() after the end");
+    if (finished()) base::refuse_call("SequenceState: begin_prefill() after the end");
     if (m_options.attention_block > 0 && layout().attention_begin(m_blocks.block()) == 0) return;
     m_storing = true;
     m_prefills = true;
@@ -209,7 +204,7 @@ class SequenceState {
   /// ended it: then it throws std::logic_error. Throws std::invalid_argument where the options do
   /// not allow so many; then nothing has changed.
   void extend(Index rows) {
-    if (m_ended) base::refuse_call("SequenceState: extend() after an end token");
+    if (m_ending.by_token()) base::refuse_call("SequenceState: extend() after an end token");
     const BlockGrid old = m_blocks.grid();
     DecodingOptions options =
         detail::extend_options(m_options, rows, m_blocks, prompt_rows(), has_gaps());
@@ -217,27 +212,28 @@ class SequenceState {
     const Range block = m_blocks.block();
     const Index grown =
         block.end == old.end ? layout.grid.block(m_blocks.number()).end - block.end : 0;
+    if (!m_density.empty()) m_density.resize(static_cast<std::size_t>(layout.rows));
     m_rows.extend(layout.rows);
     m_blocks.grow(layout.rows, grown, options.steps);
     m_options = std::move(options);
-    if (!m_finished) return;
-    m_finished = false;
-    // A short last block that was finished has masks again.
-    move_to(m_blocks.number() + (grown > 0 ? 0 : 1), block);
+    if (finished()) {
+      m_ending.go_on();
+      // A short last block that was finished has masks again.
+      move_to(m_blocks.number() + (grown > 0 ? 0 : 1), block);
+    }
+    rows_changed();
   }
 
   /// One past the answer: behind its first end token, if there is one, else behind the response.
   [[nodiscard]] Index answer_end() const {
     const Index asked = prompt_rows() + m_options.response;
-    return std::min(first_end({0, asked}).value_or(asked) + 1, asked);
+    return std::min(m_rows.find({0, asked}, m_special.end_of_text).value_or(asked) + 1, asked);
   }
 
  private:
-  [[nodiscard]] Index row_count() const { return m_rows.rows(); }
-
   // Whether a forward that only stores can come next.
   [[nodiscard]] bool may_store() const {
-    if (m_finished) return false;
+    if (finished()) return false;
     if (m_options.attention_block == 0) return m_prefills;
     const Index begin = layout().attention_begin(m_blocks.block());
     return begin > 0 && (!m_options.commit_next || m_prefills || m_rows.is_masked(begin));
@@ -245,15 +241,37 @@ class SequenceState {
 
   // Rows among which a step may commit.
   [[nodiscard]] Range candidate_rows() const {
-    return has_gaps() || m_options.attention_block > 0 ? block()
-                                                       : Range{prompt_rows(), block().end};
+    Range rows = block();
+    if (!has_gaps() && m_options.attention_block == 0) rows.begin = prompt_rows();
+    rows.end = std::min(rows.end, m_window_end);
+    return rows;
   }
   [[nodiscard]] Index candidates() const { return m_rows.masked_in(candidate_rows()); }
 
-  void begin_block(Index block) {
-    m_blocks.begin(block, m_rows.masked_in(m_blocks.grid().block(block)));
+  Index commit_step(std::span<Prediction> predictions, std::span<const std::uint8_t> hidden) {
+    if (!m_density.empty())
+      detail::weigh_predictions(predictions, masked(), first_to_fill(), m_options.certainty_sigma,
+                                m_density);
+    detail::order_predictions(predictions, m_options, [&](Index row) { return random_key(row); });
+    const Range existing{block().begin, layout().shape().key_end(block().end - 1)};
+    const double share =
+        m_options.threshold_alpha > 0.0 ? m_rows.masked_share(existing, hidden) : 1.0;
+    const Index count = m_blocks.count(predictions, candidates(), share);
+    const std::span<const Prediction> best = predictions.first(static_cast<std::size_t>(count));
+    Index found = 0;
+    for (const Prediction& one : best) found += m_rows.take(one) ? 1 : 0;
+    m_ending.drop(m_rows, best);
+    ++m_step;
+    m_blocks.end_step();
+    // A model that predicts the mask itself would keep an open-ended block busy for ever.
+    m_excludes_mask = !is_counted(m_options.commit) && found == 0;
+    const bool block_finished = m_blocks.finished(candidates(), m_rows.masked_in(block()));
+    if (const auto end = m_ending.find(m_rows, block(), block_finished))
+      m_ending.end(m_rows, *end, block().end);
+    else if (block_finished)
+      move_to(m_blocks.number() + 1, block());
+    return count;
   }
-
   Index commit_stored(std::span<const Prediction> predictions) {
     if (std::exchange(m_prefills, false)) {
       // The token behind it may be still to be committed.
@@ -261,40 +279,21 @@ class SequenceState {
       return 0;
     }
     for (const Prediction& one : predictions) m_rows.take(one);
+    m_ending.drop(m_rows, predictions);
     m_storing = false;
     if (predictions.empty()) return 0;
     if (m_options.early_stop && m_special.end_of_text.contains(predictions.front().token))
-      end_answer(predictions.front().row);
+      m_ending.end(m_rows, predictions.front().row, m_blocks.block().end);
     else
       move_to(m_blocks.number(), m_blocks.block());
     return static_cast<Index>(predictions.size());
   }
 
-  [[nodiscard]] std::optional<Index> first_end(Range rows) const {
-    return m_rows.find(rows, m_special.end_of_text);
-  }
-  // Where the answer ends with this step, if it does.
-  [[nodiscard]] std::optional<Index> end_here(bool block_finished) const {
-    if (!m_options.early_stop || !(block_finished || m_options.stop_within_block)) return {};
-    const std::optional<Index> end = first_end(m_blocks.block());
-    if (!end || block_finished || m_rows.masked_in({first_to_fill(), *end}) == 0) return end;
-    return {};
-  }
-
-  // What was not decoded behind the end token of the block holds end tokens.
-  void end_answer(Index end) {
-    const Index block_end = m_blocks.block().end;
-    m_rows.fill_masks({end, block_end}, m_special.end_of_text.first());
-    m_rows.fill({block_end, row_count()}, m_special.end_of_text.first());
-    finish();
-    m_ended = true;
-  }
-  void finish() {
-    m_finished = true;
-    const std::optional<Index> end = first_end({0, row_count()});
-    if (!m_options.trim_after_end || !end) return;
-    m_rows.fill({*end + 1, row_count()}, m_special.end_of_text.first());
-    m_ended = true;
+  // Which rows are masked, how many there are or which block is active may have changed.
+  void rows_changed() {
+    if (m_options.window == 0) return;
+    m_window_end = never;  // of all candidates
+    m_window_end = m_rows.end_of_masked(candidate_rows(), m_options.window);
   }
 
   // Begins the next block that has a mask, `from` or later. What lies before it may have to be
@@ -303,8 +302,8 @@ class SequenceState {
     const BlockGrid& grid = m_blocks.grid();
     Index next = from;
     while (next < grid.count() && m_rows.masked_in(grid.block(next)) == 0) ++next;
-    if (next == grid.count()) return finish();
-    begin_block(next);
+    if (next == grid.count()) return m_ending.finish(m_rows);
+    m_blocks.begin(next, m_rows.masked_in(grid.block(next)));
     if (m_options.attention_block == 0) return;
     const SequenceLayout layout = this->layout();
     const Index begin = layout.attention_begin(grid.block(next));
@@ -320,9 +319,10 @@ class SequenceState {
   BlockSchedule m_blocks;
   Index m_step = 0;
   std::vector<std::int32_t> m_suppressed, m_last;
+  detail::Ending m_ending;
+  std::vector<double> m_density;  // scratch of weigh_predictions(), where it is asked for
+  Index m_window_end = never;     // candidates lie before it
   bool m_excludes_mask = false;
-  bool m_finished = false;
-  bool m_ended = false;     // by an end token
   bool m_storing = false;   // the next forward stores, and does nothing else
   bool m_prefills = false;  // nor commits the token behind
 };

@@ -223,7 +223,7 @@ class BatchStep {
     StepReport report{.id = held.id, .step = held.state.step(), .block = held.state.block()};
     report.stores = held.state.storing();
     report.response_rows = held.state.options().response;
-    report.committed = held.state.commit(predictions);
+    report.committed = held.state.commit(predictions, held.cache->planner().plan().hidden);
     report.predictions = predictions;
     report.tokens = held.state.tokens();
     report.prompt_rows = held.state.prompt_rows();

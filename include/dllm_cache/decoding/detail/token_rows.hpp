@@ -48,6 +48,23 @@ class TokenRows {
   [[nodiscard]] Index masked_in(Range rows) const {
     return std::count(m_masked.begin() + rows.begin, m_masked.begin() + rows.end, std::uint8_t{1});
   }
+  /// Where a range ends that holds the first `count` of its masked rows, at least 1.
+  [[nodiscard]] Index end_of_masked(Range rows, Index count) const {
+    for (Index row = rows.begin; row < rows.end; ++row)
+      if (is_masked(row) && --count == 0) return row + 1;
+    return rows.end;
+  }
+  /// The masked share of the rows of a range that are not hidden (one flag a row, or none at all);
+  /// 1 where there are none.
+  [[nodiscard]] double masked_share(Range rows, std::span<const std::uint8_t> hidden) const {
+    Index seen = 0, masks = 0;
+    for (Index row = rows.begin; row < rows.end; ++row) {
+      if (!hidden.empty() && hidden[place(row)] != 0) continue;
+      ++seen;
+      masks += is_masked(row) ? 1 : 0;
+    }
+    return seen == 0 ? 1.0 : static_cast<double>(masks) / static_cast<double>(seen);
+  }
   /// The first row of a range that holds one of these tokens behind the prompt: text that was
   /// given, and the rest of a prompt around a gap, goes on behind an end token.
   [[nodiscard]] std::optional<Index> find(Range rows, const EndTokens& ends) const {
@@ -71,6 +88,10 @@ class TokenRows {
   void fill_masks(Range rows, std::int32_t token) {
     for (Index row = rows.begin; row < rows.end; ++row)
       if (is_masked(row)) fill({row, row + 1}, token);
+  }
+  /// Rows that are masked keep the mask and are not to be found any more.
+  void drop(Range rows) {
+    std::fill(m_masked.begin() + rows.begin, m_masked.begin() + rows.end, std::uint8_t{0});
   }
   /// More masks behind the last row; throws std::bad_alloc, and then nothing has changed.
   void extend(Index rows) {
