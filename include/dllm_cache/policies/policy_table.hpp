@@ -16,13 +16,17 @@
 #include "dllm_cache/policies/dllm_cache.hpp"
 #include "dllm_cache/policies/dpad.hpp"
 #include "dllm_cache/policies/dual_cache.hpp"
+#include "dllm_cache/policies/dynamic_dllm.hpp"
 #include "dllm_cache/policies/elastic.hpp"
+#include "dllm_cache/policies/entropy_cache.hpp"
 #include "dllm_cache/policies/free_cache.hpp"
 #include "dllm_cache/policies/prefix_cache.hpp"
 #include "dllm_cache/policies/presets.hpp"
+#include "dllm_cache/policies/spa_cache.hpp"
 #include "dllm_cache/policies/sparse_dllm.hpp"
 #include "dllm_cache/policies/streaming_dllm.hpp"
 #include "dllm_cache/policies/vicinity.hpp"
+#include "dllm_cache/policies/window_diffusion.hpp"
 #include "dllm_cache/policy.hpp"
 
 namespace dllm_cache::inline v0_1 {
@@ -225,6 +229,18 @@ class PolicyTable {
       .add<StreamingDllmPolicy>("streaming",
                                 "Streaming-dLLM: prefix cache over a response of which the next "
                                 "rows behind the block exist, and the last")
+      .add<WindowDiffusionPolicy>("window",
+                                  "Window-Diffusion: full forwards at intervals; in between the "
+                                  "first masked rows in a window of rows that exist")
+      .add<SpaCachePolicy>("spa",
+                           "SPA-Cache: dLLM-Cache with values projected to be compared, and more "
+                           "rows in deeper layers")
+      .add<DynamicDllmPolicy>("dynamic",
+                              "Dynamic-dLLM: rows around the last decoded one and those whose "
+                              "values changed most")
+      .add<EntropyCachePolicy>("entropy",
+                               "EntropyCache, by its paper: all where an unsure token was "
+                               "committed, else masked rows and the last decoded")
       .add_preset("exact", "the uncached answers", "none", exact_policy())
       .add_preset("balanced", "nearly all uncached answers, several times fewer operations",
                   "block-verify", balanced_policy())
