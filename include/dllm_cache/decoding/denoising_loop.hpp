@@ -129,8 +129,9 @@ requires StepModel<Model> ||
     prompt.insert(prompt.end(), tokens.begin(), tokens.end());
     SequenceState state = m_make.state(prompt, options);
     auto guided = m_make.guided(state, done.cache->planner().policy());
+    auto observed = m_make.observations(state, done.cache->planner().policy());
     const SequenceShape shape = m_make.shape_of(state);  // before the state is moved
-    done.go_on(std::move(state), shape, static_cast<Index>(kept.size()));
+    done.go_on(std::move(state), shape, std::move(observed), static_cast<Index>(kept.size()));
     done.guided = std::move(guided);
   }
 
@@ -168,10 +169,11 @@ requires StepModel<Model> ||
     const SequenceShape shape = m_make.shape_of(state);
     auto guided = m_make.guided(state, done.cache->planner().policy());
     detail::ChangeLog changes(state.tokens().size());
+    auto observed = m_make.observations(state, done.cache->planner().policy());
     auto selector = m_make.selector();
     done.cache->reset(shape);
     done.cache->selector() = std::move(selector);
-    done.begin(std::move(state), std::move(changes), std::move(guided));
+    done.begin(std::move(state), std::move(changes), std::move(observed), std::move(guided));
   }
 
   /// Takes one step of every sequence that is not finished and tells `on_step` of each (it may

@@ -9,6 +9,7 @@
 #include <utility>
 #include <vector>
 
+#include "dllm_cache/decoding/detail/logits_observer.hpp"
 #include "dllm_cache/decoding/detail/logits_pass.hpp"
 #include "dllm_cache/decoding/detail/loop_sequence.hpp"
 #include "dllm_cache/decoding/step_model.hpp"
@@ -80,12 +81,14 @@ class BatchStep {
   /// Predicts the rows that can be committed. Tried again after it threw, it begins anew.
   void sample(const Observer& observer) {
     m_predictions.clear();
-    for (Run& run : m_runs) run.predictions = {};
+    m_seen.clear();
+    for (Run& run : m_runs) run.predictions = run.seen = {};
     std::erase_if(m_wanted, [](const Wanted& wanted) { return wanted.sequence->stopped; });
     m_logits_pass.run(
         m_engine, std::span<const Wanted>(m_wanted),
-        [&](Index id, Index row, std::span<const float> logits) {
-          if (observer.on_logits) observer.on_logits(id, row, logits);
+        [&](const Wanted& wanted, std::span<const float> logits) {
+          if (observer.on_logits) observer.on_logits(wanted.sequence->id, wanted.row, logits);
+          observe(wanted, logits);
         },
         [&](const Wanted& wanted, const Prediction& prediction) {
           Range& own = m_runs[wanted.run].predictions;
@@ -137,7 +140,8 @@ class BatchStep {
   struct Run {
     Sequence* sequence = nullptr;
     bool unconditional = false;
-    Range predictions = {};  // its part of m_predictions
+    Range predictions = {};  // its part of m_predictions,
+    Range seen = {};         // and of m_seen
   };
   struct Forget {
     std::vector<StepReport>& reports;
@@ -152,10 +156,12 @@ class BatchStep {
     std::size_t most = 0;  // predictions
     for (const std::unique_ptr<Sequence>& sequence : sequences) {
       if (!sequence->runs()) continue;
+      sequence->observed.find_candidates(sequence->state);
       most += static_cast<std::size_t>(sequence->state.masks_left());
       add_run(*sequence, false, *sequence->cache, sequence->input());
       if (!sequence->wants_unconditional()) continue;
-      add_run(*sequence, true, sequence->guided->cache, sequence->guided->input(sequence->state));
+      add_run(*sequence, true, sequence->guided->cache,
+              sequence->guided->input(sequence->state, sequence->observed));
     }
     m_predictions.reserve(most);
   }
@@ -195,15 +201,17 @@ class BatchStep {
     }
   }
 
-  // Only rows that can still be committed; all masked rows when the guidance residual is refreshed.
+  // Only rows that can still be committed; all masked rows when the guidance residual is refreshed
+  // and when the policy asks for predictions of all.
   void want_rows(const PassType& pass, std::size_t run, bool refreshes) {
     Sequence& held = *m_runs[run].sequence;
     const auto masked = held.state.masked();
     const auto place_in_pass = static_cast<Index>(run);
+    const bool wants_all = refreshes || held.observed.predicts_all();
     const Index shift = m_model->prediction_shift();
     for (Index row = held.state.first_to_fill(); row < static_cast<Index>(masked.size()); ++row) {
       if (masked[static_cast<std::size_t>(row)] == 0) continue;
-      if (!refreshes && !held.state.is_candidate(row)) continue;
+      if (!wants_all && !held.state.is_candidate(row)) continue;
       // The first row of all has none before it: there Dream's head predicts the row itself.
       const Index predicts = std::max<Index>(row - shift, 0);
       const std::optional<Index> place = pass.find(predicts, place_in_pass);
@@ -215,6 +223,18 @@ class BatchStep {
     }
   }
 
+  // Keeps what a prediction is like, where the policy asks.
+  void observe(const Wanted& wanted, std::span<const float> logits) {
+    const Sequence& held = *wanted.sequence;
+    if (!held.observed.wanted()) return;
+    if (!held.observed.predicts_all() && !held.state.is_candidate(wanted.row)) return;
+    Range& own = m_runs[wanted.run].seen;
+    if (own.empty()) own = {m_seen.count(), m_seen.count()};
+    m_logits_observer.observe(wanted.row, logits, held.state.sampling_rule(), held.observed,
+                              m_seen.add());
+    own.end = m_seen.count();
+  }
+
   StepReport commit_run(const Run& run) {
     Sequence& held = *run.sequence;
     const auto predictions = std::span(m_predictions)
@@ -224,6 +244,7 @@ class BatchStep {
     report.stores = held.state.storing();
     report.response_rows = held.state.options().response;
     report.committed = held.state.commit(predictions, held.cache->planner().plan().hidden);
+    held.observed.accept(m_seen.range(run.seen), held.state.masked());
     report.predictions = predictions;
     report.tokens = held.state.tokens();
     report.prompt_rows = held.state.prompt_rows();
@@ -248,6 +269,8 @@ class BatchStep {
   std::vector<StepReport> m_reports;      // of the step that is being told of
   std::size_t m_told = 0;                 // so many of them were or are being told
   LogitsPass<Cache> m_logits_pass;
+  LogitsObserver m_logits_observer;
+  StagedObservations m_seen;  // what predictions of all runs are like, where policies ask
 };
 
 }  // namespace detail

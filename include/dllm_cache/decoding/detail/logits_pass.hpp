@@ -32,7 +32,7 @@ class LogitsPass {
 
   static constexpr Index chunk_rows = 64;
 
-  /// Calls `on_logits(id, row, logits)` for each wanted row, and `on_prediction(wanted,
+  /// Calls `on_logits(wanted, logits)` for each wanted row, and `on_prediction(wanted,
   /// prediction)` for those that can be committed. The engine has run the step.
   template <class Engine, class OnLogits, class OnPrediction>
   void run(Engine& engine, std::span<const Wanted> wanted, const OnLogits& on_logits,
@@ -68,7 +68,7 @@ class LogitsPass {
                                         row_of(unconditional, next_unconditional++));
         held.guided->guidance.apply(guided_row, row);
       }
-      on_logits(held.id, wanted.row, std::span<const float>(row));
+      on_logits(wanted, std::span<const float>(row));
       if (held.state.is_candidate(wanted.row))
         on_prediction(wanted, m_sampler.sample(wanted.row, row, held.state.sampling_rule(),
                                                held.state.random_key(wanted.row)));

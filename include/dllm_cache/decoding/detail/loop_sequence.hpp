@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "dllm_cache/decoding/decoding_counts.hpp"
+#include "dllm_cache/decoding/detail/observations.hpp"
 #include "dllm_cache/decoding/guidance.hpp"
 #include "dllm_cache/decoding/sequence_state.hpp"
 #include "dllm_cache/plan.hpp"
@@ -97,14 +98,16 @@ struct UnconditionalRun {
     cache.restore(in);
   }
 
-  /// What its policy is told before a step.
-  [[nodiscard]] StepInput input(const SequenceState& state) const {
-    return {.block = block_in_response(state, cache.shape()),
-            .block_step = block == state.block() ? block_step : 0,
-            .masked = state.masked(),
-            .changed = changes.changed,
-            .unchanged_steps = changes.unchanged_steps,
-            .given = given_rows(state)};
+  /// What its policy is told before a step: of predictions what the conditional run's is.
+  [[nodiscard]] StepInput input(const SequenceState& state, const Observations& observed) const {
+    StepInput input{.block = block_in_response(state, cache.shape()),
+                    .block_step = block == state.block() ? block_step : 0,
+                    .masked = state.masked(),
+                    .changed = changes.changed,
+                    .unchanged_steps = changes.unchanged_steps,
+                    .given = given_rows(state)};
+    observed.tell(input);
+    return input;
   }
   /// It ran in a step on the block `now`.
   void forward_done(const Range& now) {
@@ -142,13 +145,15 @@ struct LoopSequence {
   [[nodiscard]] bool runs() const { return !stopped && !state.finished(); }
   /// What the policy of the conditional run is told before a step.
   [[nodiscard]] StepInput input() const {
-    return {.block = block_in_response(state, cache->shape()),
-            .block_step = state.block_steps(),
-            .masked = state.masked(),
-            .changed = changes.changed,
-            .unchanged_steps = changes.unchanged_steps,
-            .given = given_rows(state),
-            .block_done = state.storing()};
+    StepInput input{.block = block_in_response(state, cache->shape()),
+                    .block_step = state.block_steps(),
+                    .masked = state.masked(),
+                    .changed = changes.changed,
+                    .unchanged_steps = changes.unchanged_steps,
+                    .given = given_rows(state),
+                    .block_done = state.storing()};
+    observed.tell(input);
+    return input;
   }
   /// Makes the next forward one that computes what lies before the block alone; false where there
   /// is nothing to compute.
@@ -188,16 +193,25 @@ struct LoopSequence {
     return (cache ? cache->own_bytes() : 0) + (guided ? guided->cache.own_bytes() : 0);
   }
   /// Begins anew; the features have been reset.
-  void begin(SequenceState sequence, ChangeLog log, std::optional<UnconditionalRun<Cache>> run) {
+  void begin(SequenceState sequence, ChangeLog log, Observations nothing_yet,
+             std::optional<UnconditionalRun<Cache>> run) {
     state = std::move(sequence);
     changes = std::move(log);
+    observed = std::move(nothing_yet);
     guided = std::move(run);
     logits_rows = 0;
     stopped = false;
   }
-  /// Goes on as another state, in which the first `keep` rows have the tokens that they had, or
-  /// all. Throws like FeatureCache::reshape; then nothing has changed.
-  void go_on(SequenceState next, const SequenceShape& shape, std::optional<Index> keep = {}) {
+  /// Goes on as another state with more rows, in which all have the tokens that they had. Throws
+  /// like FeatureCache::reshape; then nothing has changed.
+  void go_on(SequenceState next, const SequenceShape& shape) {
+    Observations resized = observed.resized(next.tokens().size());
+    go_on(std::move(next), shape, std::move(resized), {});
+  }
+  /// The same where the first `keep` rows have the tokens that they had, or all, and of predictions
+  /// this has been seen.
+  void go_on(SequenceState next, const SequenceShape& shape, Observations seen,
+             std::optional<Index> keep) {
     const std::size_t rows = next.tokens().size();
     ChangeLog log = keep ? ChangeLog(rows) : changes.resized(rows);
     // A new log does not know what has changed since the last step: that is not kept. Where
@@ -207,6 +221,7 @@ struct LoopSequence {
     cache->reshape(shape, std::min(same, shape.rows()));
     state = std::move(next);
     changes = std::move(log);
+    observed = std::move(seen);
     stopped = false;
   }
   /// A copy with features of its own.
@@ -226,6 +241,7 @@ struct LoopSequence {
     out.number("stopped", stopped);
     out.finish();
     cache->save(out);
+    observed.save(out);  // behind the cache, which tells another policy
     if (guided) guided->save(out);
   }
   void restore(SnapshotReader& in) {
@@ -235,6 +251,7 @@ struct LoopSequence {
     stopped = in.flag("stopped");
     in.finish();
     cache->restore(in);
+    observed.restore(in);
     if (guided) guided->restore(in);
   }
 
@@ -252,6 +269,7 @@ struct LoopSequence {
   SequenceState state;
   std::optional<Cache> cache;  ///< None once released.
   ChangeLog changes;
+  Observations observed;
   std::optional<UnconditionalRun<Cache>> guided;
   Index logits_rows = 0;
   bool stopped = false;
@@ -261,6 +279,7 @@ struct LoopSequence {
                                        std::optional<UnconditionalRun<Cache>> run) const {
     LoopSequence copy(number, state, std::move(features));
     copy.changes = changes;
+    copy.observed = observed;
     copy.guided = std::move(run);
     copy.logits_rows = logits_rows;
     copy.stopped = stopped;

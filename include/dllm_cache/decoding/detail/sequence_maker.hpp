@@ -58,6 +58,13 @@ class SequenceMaker {
     return shape;
   }
 
+  /// What a new sequence's policy is told of predictions: nothing yet. Throws like
+  /// AnyPolicy::traits.
+  [[nodiscard]] Observations observations(const SequenceState& state,
+                                          const AnyPolicy& policy) const {
+    return {policy.traits(shape_of(state)), state.tokens().size(), m_model->vocabulary()};
+  }
+
   /// The unconditional run of a sequence, where its options want one.
   [[nodiscard]] std::optional<UnconditionalRun<Cache>> guided(const SequenceState& state,
                                                               const AnyPolicy& policy) const {
@@ -75,8 +82,10 @@ class SequenceMaker {
                                                               const AnyPolicy& policy) const {
     Cache features = cache(state, policy);
     auto run = guided(state, policy);
+    Observations observed = observations(state, policy);
     auto made =
         std::make_unique<LoopSequence<Cache>>(number, std::move(state), std::move(features));
+    made->observed = std::move(observed);
     made->guided = std::move(run);
     return made;
   }
