@@ -68,6 +68,7 @@ class BatchStep {
     m_engine.run(pass, m_tokens, m_wanted_places, [&](const PassType& so_far, Index layer) {
       if (observer.on_layer) observer.on_layer(so_far, layer);
     });
+    if constexpr (!StepModel<Model>) drop_ended(pass);
     // The caches have committed: the step goes on from here even if an observer throws.
     m_pass.emplace(std::move(pass));
     for (const Run& run : m_runs) run.sequence->forward_done(run.unconditional);
@@ -233,6 +234,20 @@ class BatchStep {
     m_logits_observer.observe(wanted.row, logits, held.state.sampling_rule(), held.observed,
                               m_seen.add());
     own.end = m_seen.count();
+  }
+
+  // Rows that left the pass between its layers have no logits.
+  void drop_ended(const PassType& pass) {
+    const auto has_ended = [&](Index place, std::size_t run) {
+      const auto i = static_cast<Index>(run);
+      const auto rows = pass.rows(i);
+      return pass.ended(rows[static_cast<std::size_t>(place - pass.packed(i).begin)], i);
+    };
+    std::erase_if(m_wanted, [&](Wanted& wanted) {
+      if (wanted.unconditional_place >= 0 && has_ended(wanted.unconditional_place, wanted.run + 1))
+        wanted.unconditional_place = -1;
+      return has_ended(wanted.place, wanted.run);
+    });
   }
 
   StepReport commit_run(const Run& run) {
