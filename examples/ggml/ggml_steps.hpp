@@ -136,6 +136,7 @@ class StepGraph {
       Sequence& sequence = m_sequences.emplace_back();
       sequence.first = m_rows;
       sequence.positions = input(step.lists->positions);
+      if (step.lists->hides) sequence.seen = input(step.lists->seen);
       std::vector<std::int32_t> delta_rows = step.lists->rows;
       for (std::int32_t& row : delta_rows)
         row -= static_cast<std::int32_t>(step.features->stored.begin);
@@ -194,6 +195,7 @@ class StepGraph {
   struct Sequence {
     std::int64_t first = 0;  // among all rows in the pass
     T positions = nullptr;
+    T seen = nullptr;        // rows that exist, where others are hidden
     T delta_rows = nullptr;  // of its rows in the pass; those outside `stored` are not read
     T keys = nullptr, values = nullptr, deltas = nullptr;  // of this layer, as written so far
     Piece selected, recomputed;
@@ -325,17 +327,17 @@ class StepGraph {
       Sequence& sequence = m_sequences[i];
       const Kind& lists_of = kind_in(i, number);
       const std::int64_t verified = computed.verified;
-      if (verified > 0 && lists.verify_count > 0) {
+      const std::int64_t selected = lists.verify_count_in(number);
+      if (verified > 0 && selected > 0) {
         T const old = ggml_get_rows(context(), sequence.values, part(lists_of.rows, 0, verified));
-        T const chosen =
-            select(columns(v, sequence.values_first, verified), old, lists.verify_count);
+        T const chosen = select(columns(v, sequence.values_first, verified), old, selected);
         ggml_build_forward_expand(m_graph, chosen);  // before the values are replaced
         T const local = pick(part(lists_of.local_places, 0, verified), chosen);
         sequence.selected = {.place = pick(part(lists_of.places, 0, verified), chosen),
                              .row = pick(part(lists_of.rows, 0, verified), chosen),
                              .delta_row = pick(part(lists_of.delta_rows, 0, verified), chosen),
                              .position = pick(sequence.positions, local),
-                             .count = lists.verify_count};
+                             .count = selected};
       }
       if (const std::int64_t rest = computed.count() - verified; rest > 0) {
         T const local = part(lists_of.local_places, verified, rest);
@@ -416,7 +418,11 @@ class StepGraph {
   T attend(T queries, const Sequence& sequence) {
     ggml_context* const c = context();
     const float scale = 1.0F / std::sqrt(static_cast<float>(m_heads.head_dim));
-    T const q = by_head(queries), k = by_head(sequence.keys), v = by_head(sequence.values);
+    // Those that exist: where rows are hidden the others are left out.
+    const auto existing = [&](T rows) {
+      return by_head(sequence.seen == nullptr ? rows : ggml_get_rows(c, rows, sequence.seen));
+    };
+    T const q = by_head(queries), k = existing(sequence.keys), v = existing(sequence.values);
     if (m_attention == StepAttention::Flash) {
       T const out = ggml_flash_attn_ext(c, q, k, v, nullptr, scale, 0.0F, 0.0F);
       ggml_flash_attn_ext_set_prec(out, GGML_PREC_F32);
@@ -497,6 +503,7 @@ class StepGraph {
 class GgmlStepsModel {
  public:
   using Features = StepFeatures;
+  static constexpr bool hides_rows = true;  ///< Hidden rows are left out of attention.
 
   /// Throws what Weights and open_backend() throw, and std::bad_alloc.
   explicit GgmlStepsModel(std::shared_ptr<const GgufFile> file, const std::string& backend = "cpu",

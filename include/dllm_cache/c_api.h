@@ -72,7 +72,7 @@ typedef enum dllm_option_kind {
   DLLM_INTEGER = 1,  ///< Digits.
   DLLM_NUMBER = 2,   ///< Digits with a point or an exponent.
   DLLM_WORD = 3,     ///< One of the words that the legal values list.
-  DLLM_ROWS = 4      ///< Lists of rows, "36,40;52;": one for each block.
+  DLLM_ROWS = 4      ///< Lists of rows, one for each block: "36 40;52;".
 } dllm_option_kind;
 
 /// An option of a policy. All texts are constant.
@@ -108,6 +108,8 @@ typedef struct dllm_shape {
   int64_t attention_phase;   ///< A row at which a block of attention begins, in [0, rows].
   int64_t causal_commit;     ///< Flag: rows before the active block see none behind their own.
   const int32_t* positions;  ///< Rotary position of every row, copied; null: 0, 1, 2, ...
+  int64_t hides_rows;        ///< Flag: the runtime leaves hidden rows out of attention (see
+                             ///< dllm_step.seen); 0: policies that hide any are refused.
 } dllm_shape;
 
 /// Rows counted over steps, and over layers too where that is said.
@@ -137,11 +139,19 @@ typedef struct dllm_planner_info {
   int64_t needs_changed;          ///<
   int64_t needs_confidence;       ///<
   int64_t needs_unchanged_steps;  ///<
+  int64_t needs_candidates;       ///<
+  int64_t needs_entropy;          ///<
+  int64_t needs_gap;              ///<
+  int64_t needs_change;           ///<
+  int64_t predicts_all;           ///< Flag: in the first step the predictions of all masked rows
+                                  ///< are wanted, not of those alone that may be committed.
+  int64_t hides_rows;             ///< Flag: its steps may hide rows.
 } dllm_planner_info;
 
 /// Makes a planner for a model of `layers >= 1` layers, to be given to dllm_planner_destroy().
 /// `policy` is a name of the table, `options` "name=value,name=value" or null: a name that is not
-/// the policy's, a value outside its range and a second value are refused.
+/// the policy's, a value outside its range and a second value are refused. So are policies that
+/// decide between layers or verify rows by a feature of their own: lists cannot say it.
 DLLM_API dllm_status dllm_planner_create(const char* policy, const char* options,
                                          const dllm_shape* shape, int64_t layers,
                                          dllm_planner** planner);
@@ -181,6 +191,10 @@ typedef struct dllm_step_input {
   const float* confidence;          ///< Last known confidence of the row's prediction.
   const uint16_t* unchanged_steps;  ///< Committed steps since it changed; 65535: longer, or never.
   const uint8_t* given;             ///< Flags: it was given and never changes; null: the prompt's.
+  const uint8_t* candidates;        ///< Flags: the row's token may be committed after this step.
+  const float* entropy;             ///< Of the row's last prediction, in nats; 0: there was none.
+  const float* gap;                 ///< Its likeliest probability less the second, in [0, 1].
+  const float* change;  ///< Its KL divergence from the one before, in nats; infinity: none.
 } dllm_step_input;
 
 /// Rows that one kind of layer computes: the verified ones, ascending, then those that are
@@ -202,6 +216,8 @@ typedef struct dllm_sizes {
   int32_t end_cached;    ///<
   int32_t keys;          ///< One past the last row whose key any row in the pass may see.
   int32_t threshold;     ///< Flag: similar rows are left alone.
+  int32_t seen;          ///< How many keys exist where rows are hidden; else -1.
+  int32_t layer_counts;  ///< Flag: layers select different numbers of rows.
 } dllm_sizes;
 
 /// A step as lists. They belong to the planner and are valid until its next dllm_step_begin() or
@@ -223,6 +239,10 @@ typedef struct dllm_step {
   double similarity_threshold;  ///< those as similar (cosine) are left alone; infinity: none.
   dllm_sizes sizes;             ///< Key to reuse a graph by.
   dllm_counts counts;           ///< Work of the step.
+  const int32_t* seen;          ///< Rows below `keys` that exist, ascending, where some are hidden:
+                                ///< keys of others are seen by nobody; null: none is hidden.
+  const int32_t* layer_counts;  ///< `verify_count` of each layer; null: the same in all.
+  int32_t seen_count;           ///< Entries of `seen`.
 } dllm_step;
 
 /// Begins a step and fills its lists. An input that is malformed or lacks what the policy needs is

@@ -46,10 +46,27 @@ struct StepSizes {
   std::int32_t first_cached = 0;  ///< `cached_layers`: elsewhere every row in the pass is
   std::int32_t end_cached = 0;    ///< recomputed.
   std::int32_t keys = 0;          ///< One past the last row whose key any row in the pass may see.
+  std::int32_t seen = -1;         ///< How many of them exist where rows are hidden; else -1.
   bool threshold = false;         ///< Whether similar rows are left alone.
+  bool layer_counts = false;      ///< Whether layers select different numbers of rows.
 
   friend auto operator<=>(const StepSizes&, const StepSizes&) = default;
 };
+
+/// Refuses a policy of which lists cannot say everything that it asks for: throws
+/// std::invalid_argument naming it and what it wants. `hides` says that the runtime leaves hidden
+/// rows out of attention (StepLists::seen).
+inline void check_listed(const AnyPolicy& policy, const PolicyTraits& traits, bool hides) {
+  const char* const wants = policy.watches_layers() || traits.watches_attention
+                                ? "decides between layers, by attention that it watches"
+                            : traits.verifies_features || traits.stores_verified_keys
+                                ? "verifies rows by a feature of its own"
+                            : traits.hides_rows && !hides ? "hides rows"
+                                                          : nullptr;
+  if (wants != nullptr)
+    base::refuse_argument("policy ", traits.name, " ", wants,
+                          ", which whole steps cannot do here: run it layer by layer");
+}
 
 /// A step of one sequence as lists that `get_rows`, `index_select` or an upload take as they are.
 ///
@@ -61,18 +78,26 @@ struct StepLists {
   std::vector<std::int32_t> rows;       ///< Numbers of the rows in the pass, ascending.
   std::vector<std::int32_t> positions;  ///< Rotary position of each of them.
   std::vector<std::int32_t> key_ends;   ///< One past the last row whose key each of them sees.
+  std::vector<std::int32_t> seen;       ///< Where `hides`: numbers of the rows below `keys` that
+                                        ///< exist, ascending; keys of others are seen by nobody.
   ComputedRows cached;                  ///< Rows of a layer in `cached_layers`.
   ComputedRows plain;                   ///< Of the other layers: all in the pass, recomputed.
   Range cached_layers;
-  std::int32_t layers = 0;        ///< Layers of the model.
-  std::int32_t keys = 0;          ///< The largest of `key_ends`, or 0.
+  std::int32_t layers = 0;                 ///< Layers of the model.
+  std::int32_t keys = 0;                   ///< The largest of `key_ends`, or 0.
+  bool hides = false;                      ///< Whether any row is hidden.
+  std::vector<std::int32_t> layer_counts;  ///< `verify_count` of each layer; empty: the same.
   std::int32_t verify_count = 0;  ///< Rows selected in each layer of `cached_layers`; of these,
   double similarity_threshold = no_similarity_threshold;  ///< those as similar are left alone.
 
-  /// Takes the step that a planner has open; throws std::logic_error when none is.
+  /// Takes the step that a planner has open; throws std::logic_error when none is, and for a plan
+  /// that lists cannot say (see check_listed()).
   void assign(const StepPlanner& planner) {
     if (!planner.step_open()) base::refuse_call("StepLists: assign() without an open step");
     const StepPlan& plan = planner.plan();
+    if (!plan.layer_keys.empty() || plan.fact != AttentionFact::None || !plan.probes.empty())
+      base::refuse_call("StepLists: the plan of policy ", plan.policy,
+                        " limits keys by layer or watches attention, which lists cannot say");
     for (auto* list : {&rows, &positions, &key_ends, &cached.places, &cached.rows, &plain.places})
       list->clear();
     keys = 0;
@@ -84,6 +109,11 @@ struct StepLists {
       key_ends.push_back(static_cast<std::int32_t>(planner.key_end(static_cast<Index>(row))));
       keys = std::max(keys, key_ends.back());
     }
+    hides = !plan.hidden.empty();
+    seen.clear();
+    for (Index row = 0; hides && row < static_cast<Index>(keys); ++row)
+      if (!plan.hides(row)) seen.push_back(static_cast<std::int32_t>(row));
+    layer_counts.assign(plan.layer_counts.begin(), plan.layer_counts.end());
     plain.rows = rows;
     plain.verified = 0;
     take(plan, RowAction::Verify);
@@ -99,10 +129,14 @@ struct StepLists {
   [[nodiscard]] const ComputedRows& of(Index layer) const {
     return cached_layers.contains(layer) ? cached : plain;
   }
+  /// How many verified rows a layer selects, `0 <= layer < layers` (unchecked).
+  [[nodiscard]] std::int32_t verify_count_in(Index layer) const {
+    return layer_counts.empty() ? verify_count : layer_counts[static_cast<std::size_t>(layer)];
+  }
   /// How many rows a layer recomputes, where a threshold leaves none of the selected ones alone.
   [[nodiscard]] std::int32_t recomputed_in(Index layer) const {
     const ComputedRows& kind = of(layer);
-    return kind.count() - kind.verified + (kind.verified > 0 ? verify_count : 0);
+    return kind.count() - kind.verified + (kind.verified > 0 ? verify_count_in(layer) : 0);
   }
   /// Work of the step, where a threshold leaves none of the selected rows alone.
   [[nodiscard]] RowCounts counts() const {
@@ -122,7 +156,9 @@ struct StepLists {
             .first_cached = static_cast<std::int32_t>(cached_layers.begin),
             .end_cached = static_cast<std::int32_t>(cached_layers.end),
             .keys = keys,
-            .threshold = similarity_threshold < no_similarity_threshold};
+            .seen = hides ? static_cast<std::int32_t>(seen.size()) : -1,
+            .threshold = similarity_threshold < no_similarity_threshold,
+            .layer_counts = !layer_counts.empty()};
   }
 
  private:

@@ -184,9 +184,15 @@ dllm_step step_of(const StepLists& lists) {
   step.keys = sizes.keys;
   step.verify_count = lists.verify_count;
   step.similarity_threshold = lists.similarity_threshold;
-  step.sizes = {sizes.rows,         sizes.verified,   sizes.verify_count, sizes.recomputed,
-                sizes.first_cached, sizes.end_cached, sizes.keys,         sizes.threshold ? 1 : 0};
+  step.sizes = {sizes.rows,         sizes.verified,
+                sizes.verify_count, sizes.recomputed,
+                sizes.first_cached, sizes.end_cached,
+                sizes.keys,         sizes.threshold ? 1 : 0,
+                sizes.seen,         sizes.layer_counts ? 1 : 0};
   step.counts = counts_of(lists.counts());
+  step.seen = lists.hides ? lists.seen.data() : nullptr;
+  step.seen_count = static_cast<std::int32_t>(lists.seen.size());
+  step.layer_counts = lists.layer_counts.empty() ? nullptr : lists.layer_counts.data();
   return step;
 }
 
@@ -245,9 +251,10 @@ dllm_status dllm_planner_create(const char* policy, const char* options, const d
     const SequenceShape wanted = shape_of(shape);
     if (layers > std::numeric_limits<std::int32_t>::max())
       base::refuse_argument("layers must be below 2^31, got ", layers);
-    *planner =
-        new dllm_planner(StepPlanner(table().make(&given(policy, "policy"), options_of(options)),
-                                     wanted, static_cast<Index>(layers)));
+    const AnyPolicy chosen = table().make(&given(policy, "policy"), options_of(options));
+    const bool hides = as_flag(read(shape, "dllm_shape").hides_rows, "hides_rows") != 0;
+    check_listed(chosen, checked_traits(chosen, wanted), hides);
+    *planner = new dllm_planner(StepPlanner(chosen, wanted, static_cast<Index>(layers)));
   });
 }
 
@@ -282,6 +289,12 @@ dllm_status dllm_planner_get_info(const dllm_planner* planner, dllm_planner_info
     known.needs_changed = traits.needs_changed ? 1 : 0;
     known.needs_confidence = traits.needs_confidence ? 1 : 0;
     known.needs_unchanged_steps = traits.needs_unchanged_steps ? 1 : 0;
+    known.needs_candidates = traits.needs_candidates ? 1 : 0;
+    known.needs_entropy = traits.needs_entropy ? 1 : 0;
+    known.needs_gap = traits.needs_gap ? 1 : 0;
+    known.needs_change = traits.needs_change ? 1 : 0;
+    known.predicts_all = traits.predicts_all ? 1 : 0;
+    known.hides_rows = traits.hides_rows ? 1 : 0;
     write(info, known);
   });
 }
@@ -317,7 +330,11 @@ dllm_status dllm_step_begin(dllm_planner* planner, const dllm_step_input* input,
          .confidence = rows_of(known.confidence, rows),
          .unchanged_steps = rows_of(known.unchanged_steps, rows),
          .given = rows_of(known.given, rows),
-         .block_done = as_flag(known.block_done, "block_done") != 0});
+         .block_done = as_flag(known.block_done, "block_done") != 0,
+         .candidates = rows_of(known.candidates, rows),
+         .entropy = rows_of(known.entropy, rows),
+         .gap = rows_of(known.gap, rows),
+         .change = rows_of(known.change, rows)});
     try {
       planner->lists.assign(of);
     } catch (...) {

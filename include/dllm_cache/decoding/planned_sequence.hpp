@@ -22,10 +22,10 @@ class PlannedSequence {
   struct SelectorType {};
 
   /// Takes the policy for one sequence; the model must outlive it. Throws std::invalid_argument
-  /// like StepPlanner, and what the model throws.
+  /// like StepPlanner and check_listed(), and what the model throws.
   PlannedSequence(Model& model, const SequenceShape& shape, AnyPolicy policy)
       : m_model(&model),
-        m_planner(std::move(policy), shape, ModelShape(model.shape()).layers),
+        m_planner(listed(std::move(policy), shape), shape, ModelShape(model.shape()).layers),
         m_features(model.make_features(m_planner.shape(), m_planner.traits())) {}
 
   /// An independent copy with its features. Throws std::logic_error while a step is open and where
@@ -90,6 +90,11 @@ class PlannedSequence {
 
  private:
   friend class StepPass<Model>;
+
+  static AnyPolicy listed(AnyPolicy policy, const SequenceShape& shape) {
+    check_listed(policy, checked_traits(policy, shape), leaves_hidden_rows_out<Model>);
+    return policy;
+  }
 
   PlannedSequence(const PlannedSequence& other, Features features)
       : m_model(other.m_model),

@@ -50,7 +50,18 @@ concept CarriesOutSteps = requires(M& model, std::span<SequenceStep<typename M::
 /// throws, the next step of each of them is a plain forward. Features may be copyable (then
 /// sequences can be cloned) and may have `Index bytes() const`. One thread uses the object at a
 /// time.
+/// A model that leaves hidden rows out of attention (StepLists::seen) says so: `static constexpr
+/// bool hides_rows = true`; others are given no policy that hides any, see check_listed().
 template <class M>
 concept StepModel = DescribesModel<M> && MakesFeatures<M> && CarriesOutSteps<M>;
+
+/// Whether a step model leaves hidden rows out of attention.
+template <StepModel M>
+inline constexpr bool leaves_hidden_rows_out = [] {
+  if constexpr (requires { M::hides_rows; })
+    return static_cast<bool>(M::hides_rows);
+  else
+    return false;
+}();
 
 }  // namespace dllm_cache::inline v0_1
