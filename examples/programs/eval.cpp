@@ -105,7 +105,7 @@ int run(const Options& options) {
   check_given(settings.policy.options, name);
   const std::string policy = policies().at(name).policy;
   // Refused before a large model is opened.
-  static_cast<void>(resolve(settings));
+  const Plan plan = resolve(settings);
 
   std::optional<Vocabulary> vocabulary;
   if (Vocabulary::exists(options.model)) vocabulary.emplace(options.model);
@@ -114,7 +114,8 @@ int run(const Options& options) {
   std::optional<SavedAnswers> reference;
   if (!options.reference.empty()) reference = read_answers(options.reference);
   Warnings warnings("dllm-eval");
-  const auto model = open_model(options.model, options.compute.model, settings.tokens, warnings);
+  const auto model = open_model(options.model, options_for(options.compute.model, plan.policy),
+                                settings.tokens, warnings);
   const dllm_cache::EndTokens& ends = model->config.special.end_of_text;
   if (ends.empty() && questions.front().expected)
     throw BadRequest("--model must have an end-of-text token to judge answers, it has none");

@@ -137,7 +137,8 @@ int run(const Options& options) {
   const Plan plan = resolve(settings);
 
   Warnings warnings("dllm-generate");
-  const auto model = open_model(options.model, options.compute.model, settings.tokens, warnings);
+  const auto model = open_model(options.model, options_for(options.compute.model, plan.policy),
+                                settings.tokens, warnings);
   const models::TransformerConfig& config = model->config;
   std::optional<Vocabulary> vocabulary;
   if (Vocabulary::exists(options.model)) vocabulary.emplace(options.model);

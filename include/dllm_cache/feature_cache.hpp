@@ -182,6 +182,9 @@ class FeatureCache {
     if (traits.verifies_features && model.verify_width == 0)
       base::refuse_argument("ModelShape: verify_width must be at least 1 for policy ", traits.name,
                             ", which verifies features of layers, got 0");
+    if (traits.verify_width != 0 && traits.verify_width != model.verify_width)
+      base::refuse_argument("ModelShape: verify_width must be ", traits.verify_width,
+                            " for policy ", traits.name, ", got ", model.verify_width);
     return Layout(model, shape, traits).bytes();
   }
 

@@ -38,6 +38,7 @@ struct PolicyTraits {
   /// Rows are verified by the feature that layers compute for it, not by their values; wants
   /// ModelShape::verify_width and layers that have it (ComputesVerifyFeatures).
   bool verifies_features = false;
+  Index verify_width = 0;             ///< Width of that feature; 0: whatever the layers have.
   bool stores_verified_keys = false;  ///< Keys of verified rows are computed and stored as well.
 };
 

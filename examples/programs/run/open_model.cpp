@@ -17,6 +17,13 @@ std::shared_ptr<const dllm_cache::models::TransformerModel> open_model(
   return model;
 }
 
+dllm_cache::models::ComputeOptions options_for(dllm_cache::models::ComputeOptions options,
+                                               const dllm_cache::AnyPolicy& policy) {
+  // The width depends on no shape; this one has every row that an option may name.
+  options.verify_rank = policy.traits({.prompt = 1 << 30, .response = 1 << 30}).verify_width;
+  return options;
+}
+
 ModelDecoding decoding_of(const std::filesystem::path& folder) {
   namespace models = dllm_cache::models;
   const nlohmann::json config = models::read_json_object(folder / "config.json");

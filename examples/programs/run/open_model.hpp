@@ -16,6 +16,10 @@ namespace programs {
     const std::filesystem::path& folder, const dllm_cache::models::ComputeOptions& options,
     const TokenSettings& tokens, Warnings& warnings);
 
+/// The same options with what a policy wants of the layers: a projection to verify rows by.
+[[nodiscard]] dllm_cache::models::ComputeOptions options_for(
+    dllm_cache::models::ComputeOptions options, const dllm_cache::AnyPolicy& policy);
+
 /// How the model in a folder is decoded, by its config.json alone: what may be asked of it is then
 /// known before its weights are read. Throws std::runtime_error naming the file.
 [[nodiscard]] ModelDecoding decoding_of(const std::filesystem::path& folder);

@@ -93,6 +93,9 @@ inline void load_tensors(const CheckpointFolder& folder, const TensorNames& name
     layer.query = linear(prefix + names.query, queries, width, biases.query_key_value);
     layer.key = linear(prefix + names.key, keys, width, biases.query_key_value);
     layer.value = linear(prefix + names.value, keys, width, biases.query_key_value);
+    if (model.compute.verify_rank != 0)
+      layer.verify = ValueProjection(folder.weight(prefix + names.value + ".weight", {keys, width}),
+                                     model.compute.verify_rank, model.compute);
     if (names.has_query_key_norms()) {  // one weight for all heads
       layer.query_norm = norm(prefix + names.query_norm, config.heads.head_dim, false);
       layer.key_norm = norm(prefix + names.key_norm, config.heads.head_dim, false);

@@ -11,6 +11,7 @@
 #include "dllm_cache/models/compute/head_shape.hpp"
 #include "dllm_cache/models/compute/linear.hpp"
 #include "dllm_cache/models/compute/row_operations.hpp"
+#include "dllm_cache/models/value_projection.hpp"
 
 namespace dllm_cache::inline v0_1::models {
 
@@ -41,6 +42,7 @@ struct LayerWeights {
   RmsNorm attention_norm;
   RmsNorm feed_forward_norm;
   Linear query, key, value, output;
+  ValueProjection verify;        ///< Empty where ComputeOptions::verify_rank is 0.
   RmsNorm query_norm, key_norm;  ///< `[head_dim]`, for each head by itself; empty weight: none.
   Linear gate, up, down;         // the router and experts of a mixture would stand here
 };

@@ -26,6 +26,9 @@ class TransformerLayerHandle {
   /// model does so, head by head, and rotated.
   void query_key(MatrixView<const float> x, std::span<const std::int32_t> positions,
                  MatrixView<float> q, MatrixView<float> k);
+  /// x `[m, d]` -> f `[m, verify_rank]`: what rows are verified by in place of their values. Throws
+  /// std::logic_error where the model was loaded without (ComputeOptions::verify_rank).
+  void verify_feature(MatrixView<const float> x, MatrixView<float> f);
   /// x `[m, d]`, q `[m, heads * head_dim]` -> u `[m, d]` = attention + feed-forward output.
   template <StoredScalar Stored>
   void delta(MatrixView<const float> x, MatrixView<const float> q,
@@ -59,7 +62,8 @@ class TransformerRunner {
             .width = config().width,
             .query_width = config().query_width(),
             .kv_width = config().kv_width(),
-            .heads = config().heads.heads};
+            .heads = config().heads.heads,
+            .verify_width = m_model->compute.verify_rank};
   }
   [[nodiscard]] Index vocabulary() const { return config().vocabulary; }
   /// Tokens that embed() knows: the vocabulary, and rows given beside it.
@@ -148,6 +152,16 @@ inline void TransformerLayerHandle::value(MatrixView<const float> x, MatrixView<
   runner.m_normed.fill(
       [&](auto normed) { m_weights->attention_norm.apply(x, normed, runner.m_team); });
   runner.m_products.apply(runner.m_normed, {{&m_weights->value, v}});
+}
+
+inline void TransformerLayerHandle::verify_feature(MatrixView<const float> x, MatrixView<float> f) {
+  TransformerRunner& runner = *m_runner;
+  if (m_weights->verify.linear().outputs() == 0)
+    base::refuse_call("TransformerRunner: verify_feature() of a model loaded with verify_rank 0");
+  runner.resize(runner.m_normed, x.rows, x.cols);
+  runner.m_normed.fill(
+      [&](auto normed) { m_weights->attention_norm.apply(x, normed, runner.m_team); });
+  runner.m_products.apply(runner.m_normed, {{&m_weights->verify.linear(), f}});
 }
 
 inline void TransformerLayerHandle::query_key(MatrixView<const float> x,

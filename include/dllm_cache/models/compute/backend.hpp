@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include "dllm_cache/base/matrix_view.hpp"
+
 // 1 where oneDNN is linked (the CMake target dllm_cache::models sets it).
 #ifndef DLLM_CACHE_HAS_ONEDNN
 #define DLLM_CACHE_HAS_ONEDNN 0
@@ -44,6 +46,9 @@ inline constexpr bool has_onednn = DLLM_CACHE_HAS_ONEDNN != 0;
 struct ComputeOptions {
   Backend backend = has_onednn ? Backend::OneDnn : Backend::Eigen;
   Precision precision = Precision::Float32;
+  /// Rank of the projection by which rows may be verified in place of their values, in [1, kv
+  /// width]; 0: there is none. See ValueProjection and SpaCachePolicy.
+  Index verify_rank = 0;
 };
 
 }  // namespace dllm_cache::inline v0_1::models
