@@ -211,7 +211,7 @@ class [[nodiscard]] Pass {
   }
   /// Whether a row of sequence `i` that was in the pass has left it between two layers.
   [[nodiscard]] bool ended(Index row, Index i = 0) const {
-    return !sequence(i).cache->planner().plan().reaches(row, m_layers - 1);
+    return !plan(i).reaches(row, m_layers - 1);
   }
   /// Place in x of a row of sequence `i`, or none when it is not in the pass, or not any more.
   [[nodiscard]] std::optional<Index> find(Index row, Index i = 0) const {
@@ -225,6 +225,10 @@ class [[nodiscard]] Pass {
   /// Layers run so far.
   [[nodiscard]] Index layers_done() const { return m_next; }
 
+  /// The plan of sequence `i` as it stands: policies may change it between layers.
+  [[nodiscard]] const StepPlan& plan(Index i = 0) const {
+    return sequence(i).cache->planner().plan();
+  }
   /// Rows of sequence `i` that the last layer recomputed, ascending row numbers.
   [[nodiscard]] std::span<const Index> recomputed(Index i = 0) const {
     return slice(m_workspace->m_recomputed, sequence(i).recomputed);

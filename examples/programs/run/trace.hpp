@@ -20,7 +20,8 @@ using dllm_cache::Index;
 /// [steps, batch, response], `prompt_tokens` I64 [batch, prompt], `step_of_forward` I64 [batch,
 /// forwards], `stepN.layerL.selected` I64 [batch, k] and `.similarity` F32
 /// [batch, verified response rows] where a layer verified some (row 0 is the first response row),
-/// and `stepN.layerL.action` U8 [batch, rows]: 0 absent, 1 reused, 2 verified, 3 recomputed.
+/// and `stepN.layerL.treatment` U8 [batch, rows]: 0 absent, 1 reused, 2 verified, 3 recomputed, 4
+/// hidden (nobody sees its key there), 5 ended (it left the pass before this layer).
 /// Where two sequences' tensors would differ in size (length, steps, rows verified or selected),
 /// each has its own, named `sequenceI.` + name.
 /// With guidance N counts the forwards of the sequence: of a step first the conditional one, then,
@@ -33,7 +34,12 @@ class Trace {
              Index layer) {
     Layer& record = m_sequences[sequence].layers[{forward, layer}];
     record.action.assign(static_cast<std::size_t>(rows), 0);
-    for (const Index row : pass.rows(i)) record.action[static_cast<std::size_t>(row)] = 1;
+    const dllm_cache::StepPlan& plan = pass.plan(i);
+    if (!plan.sees_all())
+      for (Index row = 0; row < rows; ++row)
+        if (!plan.sees(layer, row)) record.action[static_cast<std::size_t>(row)] = 4;
+    for (const Index row : pass.rows(i))
+      record.action[static_cast<std::size_t>(row)] = plan.reaches(row, layer) ? 1 : 5;
     record.similarity.clear();
     const auto sums = pass.sums(i);
     for (Index j = 0; j < pass.verified(i); ++j) {

@@ -179,7 +179,7 @@ class Group {
     check_shape(action, name, {batch, to.rows()});
     append(to.actions, action, i, to.rows());
     for (const std::uint8_t one : to.layer(forward, layer))
-      if (one > 3) refuse(name, "treatments 0 to 3", std::to_string(one));
+      if (one > 5) refuse(name, "treatments 0 to 5", std::to_string(one));
     if (m_file.find(m_prefix + place_name(forward, layer, "similarity")) != nullptr)
       read_similarities(to, i, batch, forward, layer);
   }

@@ -15,14 +15,14 @@ using Json = nlohmann::ordered_json;
 
 std::string pack_actions(const TraceSequence& sequence) {
   const auto rows = static_cast<std::size_t>(sequence.rows());
-  const std::size_t bytes = (rows + 3) / 4;
+  const std::size_t bytes = (rows + 1) / 2;
   const std::size_t places = sequence.actions.size() / rows;
   std::vector<std::uint8_t> packed(places * bytes, 0);
   for (std::size_t place = 0; place < places; ++place)
     for (std::size_t row = 0; row < rows; ++row) {
       const unsigned action = sequence.actions[place * rows + row];
-      std::uint8_t& byte = packed[place * bytes + row / 4];
-      byte = static_cast<std::uint8_t>(byte | action << 2 * (row % 4));
+      std::uint8_t& byte = packed[place * bytes + row / 2];
+      byte = static_cast<std::uint8_t>(byte | action << 4 * (row % 2));
     }
   return to_base64(packed);
 }
