@@ -70,7 +70,9 @@ typedef struct dllm_policy_info {
 typedef enum dllm_option_kind {
   DLLM_FLAG = 0,     ///< true or false
   DLLM_INTEGER = 1,  ///< Digits.
-  DLLM_NUMBER = 2    ///< Digits with a point or an exponent.
+  DLLM_NUMBER = 2,   ///< Digits with a point or an exponent.
+  DLLM_WORD = 3,     ///< One of the words that the legal values list.
+  DLLM_ROWS = 4      ///< Lists of rows, "36,40;52;": one for each block.
 } dllm_option_kind;
 
 /// An option of a policy. All texts are constant.

@@ -8,9 +8,7 @@
 #include <utility>
 #include <vector>
 
-#include "dllm_cache/detail/cache_snapshot.hpp"
-#include "dllm_cache/detail/feature_layout.hpp"
-#include "dllm_cache/detail/feature_memory.hpp"
+#include "dllm_cache/detail/stored_features.hpp"
 #include "dllm_cache/model_shape.hpp"
 #include "dllm_cache/stats.hpp"
 #include "dllm_cache/step_planner.hpp"
@@ -23,10 +21,12 @@ requires RowSelector<Selector, Scalar, Stored>
 class Workspace;
 
 /// The features of one sequence: per layer keys and values `[T, kv]`, prompt then response, and the
-/// deltas `[stored, d]` of the rows whose deltas the policy may reuse.
+/// deltas `[stored, d]` of the rows whose deltas the policy may reuse; where it asks for them also
+/// queries, and features that rows are verified by.
 ///
 /// Each of these matrices is dense and begins on a multiple of 64 bytes. Behind the rows of keys
-/// and values lie rows of zeros, up to a multiple of the model's `row_multiple`.
+/// and values lie rows of zeros, up to a multiple of the model's `row_multiple`. Keys and values of
+/// rows that a policy hides lie behind those that are seen: see key_place().
 ///
 /// Steps are taken through a Workspace. One thread uses a cache at a time; different caches are
 /// independent. Movable while no pass is open on it; copied only by clone(). Memory comes from the
@@ -45,10 +45,8 @@ class FeatureCache {
                Selector selector = {})
       : m_model(checked(model, shape, policy)),
         m_planner(std::move(policy), shape, model.layers),
-        m_features(resource),
-        m_selector(std::move(selector)) {
-    layout().clear_padding(m_features.ensure(layout().elements()));
-  }
+        m_features(Layout(model, shape, m_planner.traits()), resource),
+        m_selector(std::move(selector)) {}
   FeatureCache(FeatureCache&&) noexcept = default;
   FeatureCache& operator=(FeatureCache&&) noexcept = default;
   FeatureCache(const FeatureCache&) = delete;
@@ -59,7 +57,7 @@ class FeatureCache {
   /// while a pass is open, and std::bad_alloc.
   [[nodiscard]] FeatureCache clone() const {
     if (m_planner.step_open()) base::refuse_call("FeatureCache: clone() while a pass is open");
-    return FeatureCache(*this, m_features.resource());
+    return FeatureCache(*this, m_features.clone());
   }
 
   /// A copy like clone() that shares the features as they are now: memory is taken only for what
@@ -68,7 +66,7 @@ class FeatureCache {
   /// Elsewhere than on Linux this is clone(). Throws like clone().
   [[nodiscard]] FeatureCache fork() {
     if (m_planner.step_open()) base::refuse_call("FeatureCache: fork() while a pass is open");
-    return FeatureCache(*this, m_features.fork(layout().elements(), rows()));
+    return FeatureCache(*this, m_features.fork());
   }
 
   /// Goes on with another shape: rows `[0, keep)` keep their features, later ones have none yet;
@@ -77,19 +75,11 @@ class FeatureCache {
   void reshape(const SequenceShape& shape, Index keep) {
     if (m_planner.step_open()) base::refuse_call("FeatureCache: reshape() while a pass is open");
     const PolicyTraits traits = m_planner.prepare_reshape(shape, keep);
-    FeatureCache grown(m_model, shape, m_planner.policy(), m_features.resource(), m_selector);
-    const Range old = m_planner.traits().stored_deltas;
-    const Range kept = {std::max(old.begin, traits.stored_deltas.begin),
-                        std::min({old.end, traits.stored_deltas.end, keep})};
-    for (Index layer = 0; traits.keeps_features && layer < m_model.layers; ++layer) {
-      copy_rows(keys(layer), {0, keep}, keys_in(grown, layer), 0);
-      copy_rows(values(layer), {0, keep}, values_in(grown, layer), 0);
-      if (!kept.empty())
-        copy_rows(deltas(layer), {kept.begin - old.begin, kept.end - old.begin},
-                  deltas_in(grown, layer), kept.begin - traits.stored_deltas.begin);
-    }
+    detail::StoredFeatures<Stored> grown(Layout(m_model, shape, traits), m_features.resource());
+    m_features.straighten();
+    grown.copy_rows(m_features, keep);
     m_planner.reshape(shape, keep);
-    m_features = std::move(grown.m_features);
+    m_features = std::move(grown);
   }
 
   /// Begins a new sequence with the same policy and the selector as it is, reusing memory where it
@@ -99,10 +89,10 @@ class FeatureCache {
     if (m_planner.step_open()) base::refuse_call("FeatureCache: reset() while a pass is open");
     // Whatever may throw comes before whatever changes something.
     const PolicyTraits traits = m_planner.prepare_reset(shape);
-    Stored* const features = m_features.ensure(Layout(m_model, shape, traits).elements());
+    const Layout layout(m_model, shape, traits);
+    m_features.reserve(layout);
     m_planner.reset(shape);
-    m_features.own_all();  // nothing that was shared is read again
-    layout().clear_padding(features);
+    m_features.reset(layout);
     m_counts = {};
   }
 
@@ -113,11 +103,15 @@ class FeatureCache {
   void save(SnapshotWriter& out) const {
     if (m_planner.step_open()) base::refuse_call("FeatureCache: save() while a pass is open");
     static_cast<void>(detail::named_options(m_planner));  // refused before anything is written
+    // Snapshots have rows in their own order.
+    if (!m_features.is_plain()) return straight_copy().save(out);
     out.begin("features");
     write_header(out);
-    for_each_stored_run(*this, m_planner.progress(), [&](MatrixView<const Stored> run) {
-      out.array("features", std::span<const Stored>(run.data, element_count(run)));
-    });
+    if (!stale() && m_planner.traits().keeps_features)
+      m_features.for_each_run(
+          m_features, m_planner.progress().computed, [&](MatrixView<const Stored> run) {
+            out.array("features", std::span<const Stored>(run.data, element_count(run)));
+          });
     out.finish();
   }
   void save(SnapshotWriter&& out) const { save(out); }
@@ -142,13 +136,16 @@ class FeatureCache {
         std::any_of(computed.begin(), computed.end(), [](std::uint8_t flag) { return flag != 0; }))
       in.refuse("computed must be 0 for a policy that keeps no features");
     const RowCounts counts = detail::read_counts(in);
+    detail::AnyMemory memory = detail::read_memory(in, m_planner);
     m_planner.mark_stale();  // until all features are there
-    m_features.own_all();
-    for_each_stored_run(*this, {step, stale, computed}, [&](MatrixView<Stored> run) {
-      in.array("features", std::span<Stored>(run.data, element_count(run)));
-    });
+    m_features.forget();
+    if (!stale && m_planner.traits().keeps_features)
+      m_features.for_each_run(m_features, computed, [&](MatrixView<Stored> run) {
+        in.array("features", std::span<Stored>(run.data, element_count(run)));
+      });
     in.finish();
     m_planner.resume({step, stale, computed, settled, open});
+    m_planner.resume_memory(std::move(memory));
     m_counts = counts;
   }
   void restore(SnapshotReader&& in) { restore(in); }
@@ -167,62 +164,61 @@ class FeatureCache {
   [[nodiscard]] Selector& selector() { return m_selector; }
 
   /// Bytes of features held for the present sequence, with what lies between them.
-  [[nodiscard]] Index bytes() const { return layout().bytes(); }
+  [[nodiscard]] Index bytes() const { return m_features.layout().bytes(); }
 
   /// The same without what it shares with the cache that it was forked from: the features of rows
   /// that it has not written since.
-  [[nodiscard]] Index own_bytes() const {
-    const Index shared = m_features.shared_rows({0, rows()});
-    if (shared == 0) return bytes();
-    const Range stored = stored_deltas();
-    return layout().bytes_of_rows(rows() - shared, stored.size() - m_features.shared_rows(stored));
-  }
+  [[nodiscard]] Index own_bytes() const { return m_features.own_bytes(); }
 
   /// Bytes of features that a cache of this shape and policy would hold; allocates nothing. Throws
   /// std::invalid_argument like the constructor.
   [[nodiscard]] static Index bytes_needed(const ModelShape& model, const SequenceShape& shape,
                                           const AnyPolicy& policy) {
     check_shape(model);
-    return Layout(model, shape, checked_traits(policy, shape)).bytes();
+    const PolicyTraits traits = checked_traits(policy, shape);
+    if (traits.watches_attention && model.heads == 0)
+      base::refuse_argument("ModelShape: heads must be at least 1 for policy ", traits.name,
+                            ", which watches attention, got 0");
+    if (traits.verifies_features && model.verify_width == 0)
+      base::refuse_argument("ModelShape: verify_width must be at least 1 for policy ", traits.name,
+                            ", which verifies features of layers, got 0");
+    return Layout(model, shape, traits).bytes();
   }
 
+  /// Place of a row among the keys and values of a layer: its number, unless a policy hides rows;
+  /// those that the last step saw lie in front then, in their order. `0 <= row < T`,
+  /// `0 <= layer < layers` (unchecked).
+  [[nodiscard]] Index key_place(Index layer, Index row) const {
+    return m_features.order(layer).place(row);
+  }
   /// Keys `[T, kv]` of a layer, rotated, as stored, dense, from a multiple of 64 bytes on, with
   /// rows of zeros behind them (see ModelShape::row_multiple); `0 <= layer < layers` (unchecked),
   /// valid until reset. Rows that no step has computed hold arbitrary values.
-  [[nodiscard]] MatrixView<const Stored> keys(Index layer) const { return keys_in(*this, layer); }
+  [[nodiscard]] MatrixView<const Stored> keys(Index layer) const { return m_features.keys(layer); }
   /// Values `[T, kv]` of a layer; see keys().
   [[nodiscard]] MatrixView<const Stored> values(Index layer) const {
-    return values_in(*this, layer);
+    return m_features.values(layer);
   }
   [[nodiscard]] Range stored_deltas() const { return m_planner.traits().stored_deltas; }
   /// Deltas `[stored_deltas().size(), d]` of a layer; see keys().
   [[nodiscard]] MatrixView<const Stored> deltas(Index layer) const {
-    return deltas_in(*this, layer);
+    return m_features.deltas(layer);
   }
 
  private:
   friend class Workspace<Scalar, Stored, Selector>;
   using Layout = detail::FeatureLayout<Stored>;
 
-  FeatureCache(const FeatureCache& other, std::pmr::memory_resource* resource)
-      : m_model(other.m_model),
-        m_planner(other.m_planner),
-        m_features(resource),
-        m_selector(other.m_selector),
-        m_counts(other.m_counts) {
-    const Index elements = layout().elements();
-    std::copy_n(other.m_features.data(), elements, m_features.ensure(elements));
-  }
-  FeatureCache(const FeatureCache& other, detail::FeatureMemory<Stored> features)
+  FeatureCache(const FeatureCache& other, detail::StoredFeatures<Stored> features)
       : m_model(other.m_model),
         m_planner(other.m_planner),
         m_features(std::move(features)),
         m_selector(other.m_selector),
         m_counts(other.m_counts) {}
-
-  static void copy_rows(MatrixView<const Stored> from, Range rows, MatrixView<Stored> to,
-                        Index first) {
-    std::copy_n(from.row(rows.begin), rows.size() * from.cols, to.row(first));
+  [[nodiscard]] FeatureCache straight_copy() const {
+    FeatureCache copy = clone();
+    copy.m_features.straighten();
+    return copy;
   }
 
   void write_header(SnapshotWriter& out) const {
@@ -238,6 +234,7 @@ class FeatureCache {
     out.number("open", progress.open);
     out.array("computed", progress.computed);
     detail::write_counts(out, m_counts);
+    detail::write_memory(out, m_planner.memory());
   }
 
   // As much of it as must be equal.
@@ -247,36 +244,6 @@ class FeatureCache {
     in.expect("width", m_model.width);
     in.expect("query_width", m_model.query_width);
     in.expect("kv_width", m_model.kv_width);
-  }
-
-  // The same matrices for this class and Workspace, which may write, and for others, who may not.
-  template <class Self>
-  static auto keys_in(Self& self, Index layer) {
-    return self.layout().keys(self.m_features.data(), layer);
-  }
-  template <class Self>
-  static auto values_in(Self& self, Index layer) {
-    return self.layout().values(self.m_features.data(), layer);
-  }
-  template <class Self>
-  static auto deltas_in(Self& self, Index layer) {
-    return self.layout().deltas(self.m_features.data(), layer);
-  }
-
-  // Calls `part(rows of one matrix)` for all features that a snapshot holds, in its order.
-  template <class Self, class Part>
-  static void for_each_stored_run(Self& self, const StepPlanner::Progress& progress,
-                                  const Part& part) {
-    if (progress.stale || !self.m_planner.traits().keeps_features) return;
-    const Range stored = self.stored_deltas();
-    for (Index layer = 0; layer < self.m_model.layers; ++layer)
-      detail::for_each_run(progress.computed, [&](Index begin, Index end) {
-        part(keys_in(self, layer).middle_rows(begin, end - begin));
-        part(values_in(self, layer).middle_rows(begin, end - begin));
-        const Index first = std::max(begin, stored.begin), last = std::min(end, stored.end);
-        if (first < last)
-          part(deltas_in(self, layer).middle_rows(first - stored.begin, last - first));
-      });
   }
 
   static std::size_t element_count(MatrixView<const Stored> dense) {
@@ -291,11 +258,10 @@ class FeatureCache {
   }
 
   [[nodiscard]] Index rows() const { return m_planner.shape().rows(); }
-  [[nodiscard]] Layout layout() const { return {m_model, m_planner.shape(), m_planner.traits()}; }
 
   ModelShape m_model;
   StepPlanner m_planner;
-  detail::FeatureMemory<Stored> m_features;
+  detail::StoredFeatures<Stored> m_features;
   Selector m_selector;
   RowCounts m_counts;
 };

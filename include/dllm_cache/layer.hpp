@@ -54,6 +54,15 @@ concept ComputesDeltas = requires(L& layer, MatrixView<const Scalar> x, MatrixVi
   { layer.delta(x, q, segments, u) } -> std::same_as<void>;
 };
 
+/// A layer that also has features to verify rows by, where values are not what is compared: write
+/// `void verify_feature(MatrixView<const Scalar> x, MatrixView<Scalar> f)`, x `[m, d]`, f
+/// `[m, ModelShape::verify_width]`. Called for policies that ask for it (PolicyTraits).
+template <class L, class Scalar>
+concept ComputesVerifyFeatures = requires(L& layer, MatrixView<const Scalar> x,
+                                          MatrixView<Scalar> f) {
+  { layer.verify_feature(x, f) } -> std::same_as<void>;
+};
+
 /// A transformer layer as the cache sees it: three functions over rows.
 ///
 /// Rules no concept can check: a row's result depends on that row and the keys it sees alone; the

@@ -1,13 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <charconv>
 #include <concepts>
 #include <cstdint>
+#include <functional>
 #include <limits>
 #include <map>
 #include <optional>
+#include <span>
 #include <string>
 #include <string_view>
 #include <system_error>
@@ -23,10 +26,16 @@
 // and what a program shows of them.
 namespace dllm_cache::inline v0_1 {
 
-/// Types an option may have: bool, Index, std::uint64_t or double.
+/// Rows for one block after the other, as data; the text "36,40;52;" has three lists.
+struct RowLists {
+  std::vector<std::vector<Index>> blocks;
+  friend bool operator==(const RowLists&, const RowLists&) = default;
+};
+
+/// Types an option may have: bool, Index, std::uint64_t, double or RowLists.
 template <class T>
 concept OptionType = std::same_as<T, bool> || std::same_as<T, Index> ||
-    std::same_as<T, std::uint64_t> || std::same_as<T, double>;
+    std::same_as<T, std::uint64_t> || std::same_as<T, double> || std::same_as<T, RowLists>;
 
 /// Legal values of an option: numbers from `least` to `most`, and perhaps one more value, which has
 /// a word in texts, and one that stands for "not given".
@@ -43,9 +52,14 @@ struct OptionRange {
   std::string_view word = {};  ///< What texts say for `word_value`; empty: nothing.
   T word_value = {};
   std::optional<T> unset = {};  ///< Legal in code; texts leave the option out instead.
+  bool odd = false;             ///< Odd numbers alone; for whole numbers.
+  /// What texts say for 0, 1, 2, ...; empty: numbers. For an Index that names a choice.
+  std::span<const std::string_view> words = {};
 
   /// Whether a number lies in the range itself; NaN does not.
   [[nodiscard]] constexpr bool holds(T value) const {
+    if constexpr (std::integral<T> && !std::same_as<T, bool>)
+      if (odd && value % 2 == 0) return false;
     return (above_least ? least < value : least <= value) &&
            (below_most ? value < most : value <= most);
   }
@@ -56,6 +70,12 @@ struct OptionRange {
   /// "in [0, 1]", "at least 1 or never": what follows "must be" in messages.
   [[nodiscard]] std::string text() const {
     if constexpr (std::same_as<T, bool>) return "true or false";
+    if (!words.empty()) {
+      std::string list;
+      for (std::size_t i = 0; i < words.size(); ++i)
+        list.append(i == 0 ? "" : i + 1 == words.size() ? " or " : ", ").append(words[i]);
+      return list;
+    }
     bool finite = false;
     if constexpr (std::same_as<T, double>)
       finite = most < greatest && most >= std::numeric_limits<float>::max();
@@ -63,9 +83,25 @@ struct OptionRange {
         most == greatest || finite
             ? base::text(finite ? "finite and " : "", above_least ? "above " : "at least ", least)
             : base::text("in ", above_least ? "(" : "[", least, ", ", most, below_most ? ")" : "]");
+    if (odd) text = "odd and " + text;
     if (!word.empty()) text += base::text(" or ", word);
     return text;
   }
+};
+
+/// Lists of rows: any that are not negative, ascending in each list, each once.
+template <>
+struct OptionRange<RowLists> {
+  std::string_view word = {};  ///< None: see the other ranges.
+  std::optional<RowLists> unset = RowLists{};
+  [[nodiscard]] bool holds(const RowLists& value) const {
+    return std::all_of(value.blocks.begin(), value.blocks.end(), [](const auto& rows) {
+      return (rows.empty() || rows.front() >= 0) &&
+             std::adjacent_find(rows.begin(), rows.end(), std::greater_equal<>()) == rows.end();
+    });
+  }
+  [[nodiscard]] bool legal(const RowLists& value) const { return holds(value); }
+  [[nodiscard]] static std::string text() { return "a list of ascending rows for each block"; }
 };
 
 /// Whole numbers from `least` on.
@@ -73,6 +109,10 @@ struct OptionRange {
 /// Whole numbers in [least, most].
 [[nodiscard]] constexpr OptionRange<Index> between(Index least, Index most) {
   return {.least = least, .most = most};
+}
+/// One of these words; the number of the word in code.
+[[nodiscard]] constexpr OptionRange<Index> one_of(std::span<const std::string_view> words) {
+  return {.least = 0, .most = static_cast<Index>(words.size()) - 1, .words = words};
 }
 /// Steps between two refreshes: at least 1, or `never`.
 inline constexpr OptionRange<Index> steps_or_never{
@@ -94,6 +134,8 @@ inline constexpr OptionRange<bool> yes_or_no{};
 template <OptionType T>
 [[nodiscard]] std::string option_text(T value, const OptionRange<T>& range = {}) {
   if (!range.word.empty() && value == range.word_value) return std::string(range.word);
+  if (!range.words.empty() && range.holds(value))
+    return std::string(range.words[static_cast<std::size_t>(value)]);
   if constexpr (std::same_as<T, bool>)
     return value ? "true" : "false";
   else
@@ -104,6 +146,11 @@ template <OptionType T>
 template <OptionType T>
 [[nodiscard]] std::optional<T> parse_option(std::string_view text, const OptionRange<T>& range) {
   if (!range.word.empty() && text == range.word) return range.word_value;
+  if (!range.words.empty()) {
+    for (std::size_t i = 0; i < range.words.size(); ++i)
+      if (text == range.words[i]) return static_cast<T>(i);
+    return std::nullopt;
+  }
   if constexpr (std::same_as<T, bool>) {
     if (text == "true") return true;
     if (text == "false") return false;
@@ -117,13 +164,42 @@ template <OptionType T>
   }
 }
 
+[[nodiscard]] inline std::string option_text(const RowLists& value,
+                                             const OptionRange<RowLists>& = {}) {
+  std::string text;
+  for (const auto& rows : value.blocks) {
+    for (std::size_t i = 0; i < rows.size(); ++i) text += base::text(i == 0 ? "" : ",", rows[i]);
+    text += ';';
+  }
+  return text;
+}
+[[nodiscard]] inline std::optional<RowLists> parse_option(std::string_view text,
+                                                          const OptionRange<RowLists>&) {
+  RowLists lists;
+  while (!text.empty()) {
+    const std::size_t end = std::min(text.find(';'), text.size());
+    std::string_view list = text.substr(0, end);
+    text.remove_prefix(std::min(end + 1, text.size()));
+    std::vector<Index>& rows = lists.blocks.emplace_back();
+    while (!list.empty()) {
+      const std::size_t comma = std::min(list.find(','), list.size());
+      const auto row = parse_option(list.substr(0, comma), OptionRange<Index>{});
+      if (!row) return std::nullopt;
+      rows.push_back(*row);
+      list.remove_prefix(std::min(comma + 1, list.size()));
+    }
+  }
+  return lists;
+}
+
 /// What kind of value an option takes.
-enum class OptionKind { Flag, Integer, Number, Word, Tokens };
+enum class OptionKind { Flag, Integer, Number, Word, Tokens, Rows };
 
 template <OptionType T>
-inline constexpr OptionKind kind_of_option = std::same_as<T, bool>     ? OptionKind::Flag
-                                             : std::same_as<T, double> ? OptionKind::Number
-                                                                       : OptionKind::Integer;
+inline constexpr OptionKind kind_of_option = std::same_as<T, bool>       ? OptionKind::Flag
+                                             : std::same_as<T, double>   ? OptionKind::Number
+                                             : std::same_as<T, RowLists> ? OptionKind::Rows
+                                                                         : OptionKind::Integer;
 
 /// One option as programs show it.
 struct OptionInfo {
@@ -206,6 +282,8 @@ template <VisitsOptions P>
         info.key = key;
         info.help = help;
         info.kind = kind_of_option<T>;
+        if constexpr (!std::same_as<T, RowLists>)
+          if (!range.words.empty()) info.kind = OptionKind::Word;
         info.legal = range.text();
         info.word = range.word;
         if (value != range.unset) info.value = option_text(value, range);

@@ -9,6 +9,8 @@
 #include <type_traits>
 #include <utility>
 
+#include "dllm_cache/detail/policy_memory.hpp"
+#include "dllm_cache/layer_facts.hpp"
 #include "dllm_cache/options.hpp"
 #include "dllm_cache/plan.hpp"
 
@@ -51,16 +53,42 @@ concept PlansSteps = requires(const P& policy, const StepContext& context, StepP
   { policy.plan(context, plan) } -> std::same_as<void>;
 };
 
+/// Part of CachePolicy, in place of PlansSteps: name a PolicyMemory `Memory` and write `void
+/// plan(const StepContext& context, Memory& memory, StepPlan& plan) const`.
+template <class P>
+concept PlansWithMemory = PolicyMemory<typename P::Memory> &&
+    requires(const P& policy, const StepContext& context, typename P::Memory& memory,
+             StepPlan& plan) {
+  { policy.plan(context, memory, plan) } -> std::same_as<void>;
+};
+
+/// A policy that looks at each layer that is done, and may change what comes: write `void
+/// after_layer(const StepContext& context, const LayerFacts& facts, Memory& memory, LayerChange&
+/// change) const`. Of the context's caller's part `block`, `block_step` and `block_done` alone are
+/// known then; what else is needed goes into the memory.
+template <class P>
+concept WatchesLayers = PlansWithMemory<P> &&
+    requires(const P& policy, const StepContext& context, const LayerFacts& facts,
+             typename P::Memory& memory, LayerChange& change) {
+  { policy.after_layer(context, facts, memory, change) } -> std::same_as<void>;
+};
+
 /// A cache policy: a copyable value that describes itself and plans every step.
 ///
 /// Satisfied by NoCache below and by everything in policies/. A policy with options tells them in
 /// `visit_options` (VisitsOptions): their ranges are checked then, and snapshots of features,
-/// command lines and requests know them. Rules no concept can check: `plan()` depends on its
-/// context alone (a step that is dropped must leave no trace), allocates nothing, and need not
+/// command lines and requests know them.
+///
+/// Rules no concept can check: `plan()` depends on its context alone, and on its memory where it
+/// has one, and allocates nothing once it has seen its largest step. Without a memory it need not
 /// treat the first step or a step after an error specially: the planner recomputes everything there
-/// without asking.
+/// without asking. With one it is asked at every step (see StepContext::stale). The memory belongs
+/// to the sequence: a step works on a copy, which is kept when the step is committed and forgotten
+/// when it is dropped; it is cloned, saved and restored with the features, and begins anew when the
+/// sequence gets another shape.
 template <class P>
-concept CachePolicy = std::copyable<P> && DescribesItself<P> && PlansSteps<P>;
+concept CachePolicy = std::copyable<P> && DescribesItself<P> &&
+    (PlansSteps<P> || PlansWithMemory<P>);
 
 /// The policy of an uncached run: every live row is recomputed at every step.
 struct NoCache {
@@ -98,8 +126,24 @@ class AnyPolicy {
   [[nodiscard]] PolicyTraits traits(const SequenceShape& shape) const {
     return m_policy->traits(shape);
   }
-  /// See CachePolicy.
-  void plan(const StepContext& context, StepPlan& plan) const { m_policy->plan(context, plan); }
+  /// See CachePolicy; the memory is one that make_memory() gave.
+  void plan(const StepContext& context, detail::AnyMemory& memory, StepPlan& plan) const {
+    m_policy->plan(context, memory, plan);
+  }
+  /// The same with an empty memory.
+  void plan(const StepContext& context, StepPlan& plan) const {
+    detail::AnyMemory memory = make_memory();
+    m_policy->plan(context, memory, plan);
+  }
+  /// An empty memory of the held policy; none where it keeps none.
+  [[nodiscard]] detail::AnyMemory make_memory() const { return m_policy->make_memory(); }
+  /// Whether the held policy looks at layers that are done.
+  [[nodiscard]] bool watches_layers() const { return m_policy->watches_layers(); }
+  /// See WatchesLayers; nothing where the held policy does not.
+  void after_layer(const StepContext& context, const LayerFacts& facts, detail::AnyMemory& memory,
+                   LayerChange& change) const {
+    m_policy->after_layer(context, facts, memory, change);
+  }
   /// Options of the held policy as text, empty for one that has no members; nothing where it has
   /// members and does not tell them (see VisitsOptions).
   [[nodiscard]] std::optional<std::string> options() const { return m_policy->options(); }
@@ -109,7 +153,12 @@ class AnyPolicy {
     virtual ~Interface() = default;
     [[nodiscard]] virtual std::unique_ptr<Interface> clone() const = 0;
     [[nodiscard]] virtual PolicyTraits traits(const SequenceShape& shape) const = 0;
-    virtual void plan(const StepContext& context, StepPlan& plan) const = 0;
+    virtual void plan(const StepContext& context, detail::AnyMemory& memory,
+                      StepPlan& plan) const = 0;
+    [[nodiscard]] virtual detail::AnyMemory make_memory() const = 0;
+    [[nodiscard]] virtual bool watches_layers() const = 0;
+    virtual void after_layer(const StepContext& context, const LayerFacts& facts,
+                             detail::AnyMemory& memory, LayerChange& change) const = 0;
     [[nodiscard]] virtual std::optional<std::string> options() const = 0;
   };
   template <class P>
@@ -127,8 +176,26 @@ class AnyPolicy {
       if constexpr (VisitsOptions<P>) check_options(policy, "policy ", traits.name);
       return traits;
     }
-    void plan(const StepContext& context, StepPlan& plan) const override {
-      policy.plan(context, plan);
+    void plan(const StepContext& context, [[maybe_unused]] detail::AnyMemory& memory,
+              StepPlan& plan) const override {
+      if constexpr (PlansWithMemory<P>)
+        policy.plan(context, memory.as<typename P::Memory>(), plan);
+      else
+        policy.plan(context, plan);
+    }
+    [[nodiscard]] detail::AnyMemory make_memory() const override {
+      if constexpr (PlansWithMemory<P>)
+        return detail::AnyMemory(std::type_identity<typename P::Memory>());
+      else
+        return {};
+    }
+    [[nodiscard]] bool watches_layers() const override { return WatchesLayers<P>; }
+    void after_layer([[maybe_unused]] const StepContext& context,
+                     [[maybe_unused]] const LayerFacts& facts,
+                     [[maybe_unused]] detail::AnyMemory& memory,
+                     [[maybe_unused]] LayerChange& change) const override {
+      if constexpr (WatchesLayers<P>)
+        policy.after_layer(context, facts, memory.as<typename P::Memory>(), change);
     }
     [[nodiscard]] std::optional<std::string> options() const override {
       if constexpr (VisitsOptions<P>)
@@ -150,10 +217,13 @@ class AnyPolicy {
                                                  const SequenceShape& shape) {
   check_shape(shape);
   const PolicyTraits traits = policy.traits(shape);
-  const Range deltas = traits.stored_deltas;
-  if (deltas.begin < 0 || deltas.end > shape.rows() || deltas.begin > deltas.end)
-    base::refuse_argument("PolicyTraits of ", traits.name, ": stored_deltas must lie in [0, ",
-                          shape.rows(), "), got [", deltas.begin, ", ", deltas.end, ")");
+  const auto check = [&](const char* field, Range rows) {
+    if (rows.begin < 0 || rows.end > shape.rows() || rows.begin > rows.end)
+      base::refuse_argument("PolicyTraits of ", traits.name, ": ", field, " must lie in [0, ",
+                            shape.rows(), "), got [", rows.begin, ", ", rows.end, ")");
+  };
+  check("stored_deltas", traits.stored_deltas);
+  check("stored_queries", traits.stored_queries);
   return traits;
 }
 

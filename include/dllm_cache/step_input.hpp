@@ -17,17 +17,9 @@ struct StepInput {
   Index block_step = 0;                        ///< Steps this sequence has done in the block.
   std::span<const std::uint8_t> masked = {};   ///< 1: the row's token is still the mask.
   std::span<const std::uint8_t> changed = {};  ///< 1: token changed since the last committed step.
-  /// 1: the caller may commit the row's token after this step. Empty: it does not say.
-  std::span<const std::uint8_t> candidates = {};
   /// What the last prediction of a row's token was like, as far as the row was predicted: the
   /// probability of the likeliest token, in [0, 1]; 0 where there was none.
   std::span<const float> confidence = {};
-  std::span<const float> entropy = {};  ///< Entropy of it, in nats; 0 where there was none.
-  /// The likeliest token's probability less the second's, in [0, 1]; 0 where there was none.
-  std::span<const float> gap = {};
-  /// KL divergence of it from the prediction before, in nats, at least 0; infinity where there were
-  /// fewer than two.
-  std::span<const float> change = {};
   /// Committed steps since the row's token last changed, 0 where `changed`; 65535: longer, or
   /// never.
   std::span<const std::uint16_t> unchanged_steps = {};
@@ -36,6 +28,15 @@ struct StepInput {
   /// Nothing is to be found in the block any more: the step stores its final features (and may
   /// predict what follows it).
   bool block_done = false;
+  /// 1: the caller may commit the row's token after this step. Empty: it does not say.
+  std::span<const std::uint8_t> candidates = {};
+  // Of the last prediction of each row, like `confidence`:
+  std::span<const float> entropy = {};  ///< Entropy of it, in nats; 0 where there was none.
+  /// The likeliest token's probability less the second's, in [0, 1]; 0 where there was none.
+  std::span<const float> gap = {};
+  /// KL divergence of it from the prediction before, in nats, at least 0; infinity where there were
+  /// fewer than two.
+  std::span<const float> change = {};
 };
 
 /// What a policy sees: the caller's knowledge, the shape and the cache's own counters.

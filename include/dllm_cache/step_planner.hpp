@@ -2,11 +2,11 @@
 #pragma once
 
 #include <algorithm>
-#include <cmath>
 #include <string>
 #include <utility>
 #include <vector>
 
+#include "dllm_cache/detail/plan_check.hpp"
 #include "dllm_cache/detail/settled_rows.hpp"
 #include "dllm_cache/policy.hpp"
 
@@ -24,7 +24,10 @@ class StepPlanner {
   /// Takes the policy for a sequence of this shape in a model of `layers >= 1` layers; throws
   /// std::invalid_argument naming the shape's, the policy's or this class's field.
   StepPlanner(AnyPolicy policy, const SequenceShape& shape, Index layers)
-      : m_policy(std::move(policy)) {
+      : m_policy(std::move(policy)),
+        m_fresh_memory(m_policy.make_memory()),
+        m_memory(m_fresh_memory),
+        m_step_memory(m_fresh_memory) {
     if (layers < 1) base::refuse_argument("StepPlanner: layers must be at least 1, got ", layers);
     m_context.layers = layers;
     reset(shape);
@@ -47,11 +50,13 @@ class StepPlanner {
     m_context.step = 0;
     m_final = {};
     m_stale = true;
+    m_memory = m_fresh_memory;
   }
 
   /// Goes on with another shape of the same policy: rows `[0, keep)` keep what is stored of them,
   /// later ones have nothing; the step counter runs on. Where attention is bidirectional or its
-  /// blocks lie elsewhere, nothing stays final: the planner is stale then.
+  /// blocks lie elsewhere, nothing stays final, and a policy's memory begins anew: the planner is
+  /// stale then.
   ///
   /// Throws std::logic_error while a step is open, std::invalid_argument for a shape that reset()
   /// refuses, for `keep` outside [0, the rows of either shape] and for kept rows at other
@@ -75,7 +80,8 @@ class StepPlanner {
     m_shape.positions = {};
     m_traits = traits;
     m_final.keep(m_shape, keep);
-    if (!same_blocks) m_stale = true;
+    m_memory = m_fresh_memory;
+    if (!same_blocks || !m_memory.empty()) m_stale = true;
   }
 
   /// Checks a reshape() and makes room for it, so that it cannot throw; throws what it would.
@@ -118,25 +124,39 @@ class StepPlanner {
     check_input(input);
     const InputDuringCall during(m_context, input);
     m_context.shape = shape();
+    m_context.stale = m_stale;
     m_context.settled = m_stale ? m_final.begin_stale(m_context) : m_final.begin_step(m_context);
     m_plan.clear(m_shape.rows(), m_context.layers, m_traits.name);
-    if (m_stale)
-      m_plan.recompute(m_context.live());
-    else
-      m_policy.plan(m_context, m_plan);
+    m_step_memory = m_memory;
+    if (!m_stale || !m_memory.empty()) m_policy.plan(m_context, m_step_memory, m_plan);
+    if (m_stale) recompute_all();
     check_plan();
     m_open = true;
     return m_plan;
+  }
+
+  /// A layer of the open step is done: asks the policy what is to change from the next one on, and
+  /// changes plan() so. `facts` holds what the plan asks for. Returns whether anything changed.
+  /// Throws std::logic_error when no step is open, and for a change that cannot be: then the step
+  /// must be dropped.
+  bool layer_done(const LayerFacts& facts) {
+    if (!m_open) base::refuse_call("StepPlanner: layer_done() without an open step");
+    if (!m_policy.watches_layers()) return false;
+    m_change.clear();
+    m_policy.after_layer(m_context, facts, m_step_memory, m_change);
+    const detail::PlanChange change{m_plan, m_traits, m_computed, m_stale, m_context.layers};
+    return change.apply(m_change, facts.layer);
   }
 
   /// The open step was carried out: it counts. Throws std::logic_error when no step is open.
   void commit_step() {
     if (!m_open) base::refuse_call("StepPlanner: commit_step() without an open step");
     if (m_stale) std::fill(m_computed.begin(), m_computed.end(), std::uint8_t{0});
-    m_final.end_step(m_shape, m_plan.rows);
+    m_final.end_step(m_shape, m_plan, m_context.layers);
     if (m_traits.keeps_features)
       for (std::size_t row = 0; row < m_computed.size(); ++row)
         if (m_plan.rows[row] == RowAction::Recompute) m_computed[row] = 1;
+    std::swap(m_memory, m_step_memory);
     m_open = m_stale = false;
     ++m_context.step;
   }
@@ -193,6 +213,16 @@ class StepPlanner {
     m_final = detail::SettledRows(progress.settled, progress.open);
   }
 
+  /// What the policy remembers of the committed steps; for snapshots.
+  [[nodiscard]] const detail::AnyMemory& memory() const { return m_memory; }
+  /// An empty one, to read into.
+  [[nodiscard]] detail::AnyMemory fresh_memory() const { return m_fresh_memory; }
+  /// Goes on with this memory of the same policy. Throws std::logic_error while a step is open.
+  void resume_memory(detail::AnyMemory memory) {
+    if (m_open) base::refuse_call("StepPlanner: resume_memory() while a step is open");
+    m_memory = std::move(memory);
+  }
+
   [[nodiscard]] bool stale() const { return m_stale; }
   [[nodiscard]] bool step_open() const { return m_open; }
   /// Committed steps of this sequence.
@@ -219,7 +249,10 @@ class StepPlanner {
   // The caller's spans end with the call, however it ends.
   struct InputDuringCall {
     InputDuringCall(StepContext& context, const StepInput& input) : held(context) { held = input; }
-    ~InputDuringCall() { held = StepInput{}; }
+    ~InputDuringCall() {
+      held = StepInput{
+          .block = held.block, .block_step = held.block_step, .block_done = held.block_done};
+    }
     InputDuringCall(const InputDuringCall&) = delete;
     InputDuringCall& operator=(const InputDuringCall&) = delete;
     StepInput& held;
@@ -239,6 +272,10 @@ class StepPlanner {
     check_span("changed", input.changed.size(), m_traits.needs_changed);
     check_span("confidence", input.confidence.size(), m_traits.needs_confidence);
     check_span("unchanged_steps", input.unchanged_steps.size(), m_traits.needs_unchanged_steps);
+    check_span("candidates", input.candidates.size(), m_traits.needs_candidates);
+    check_span("entropy", input.entropy.size(), m_traits.needs_entropy);
+    check_span("gap", input.gap.size(), m_traits.needs_gap);
+    check_span("change", input.change.size(), m_traits.needs_change);
   }
 
   void check_span(const char* field, std::size_t size, bool needed) const {
@@ -250,59 +287,35 @@ class StepPlanner {
                           m_shape.rows(), "), got ", size);
   }
 
-  void check_plan() const {
-    const auto rows = static_cast<Index>(m_computed.size());
-    if (static_cast<Index>(m_plan.rows.size()) != rows)
-      base::refuse_call("StepPlan of policy ", m_traits.name, ": rows must keep its size ", rows,
-                        ", got ", m_plan.rows.size());
-    const Range layers = m_plan.cached_layers;
-    if (layers.begin < 0 || layers.end > m_context.layers || layers.begin > layers.end)
-      base::refuse_call("StepPlan of policy ", m_traits.name, ": cached_layers must lie in [0, ",
-                        m_context.layers, "), got [", layers.begin, ", ", layers.end, ")");
+  // A plain forward of what the plan does not hide.
+  void recompute_all() {
     const Range live = m_context.live();
-    Index verified = 0;
-    Index keys_read = 0;  // one past the last key that any row may read in this step
-    for (Index row = 0; row < rows; ++row) {
-      const RowAction action = m_plan.rows[static_cast<std::size_t>(row)];
-      if (action > RowAction::Recompute)  // only reached by a policy that writes rows by a cast
-        refuse_row(row, "has no known action");
-      if (action == RowAction::Absent) continue;
-      if (!live.contains(row)) refuse_row(row, "is in the pass, but lies after the live rows");
-      if (action == RowAction::Verify) ++verified;
-      if (action != RowAction::Recompute) {
-        if (!computed(row)) refuse_row(row, "has no stored features to reuse or verify");
-        if (!m_traits.stored_deltas.contains(row))
-          refuse_row(row, "is to be reused or verified, but lies outside stored_deltas");
-      }
-      keys_read = std::max(keys_read, key_end(row));
-    }
-    if (m_plan.verify_count < 0 || m_plan.verify_count > verified)
-      base::refuse_call("StepPlan of policy ", m_traits.name,
-                        ": verify_count must be in [0, verified rows = ", verified, "], got ",
-                        m_plan.verify_count);
-    if (std::isnan(m_plan.similarity_threshold))
-      base::refuse_call("StepPlan of policy ", m_traits.name,
-                        ": similarity_threshold must be a number, got nan");
-    for (Index row = 0; row < keys_read; ++row)
-      if (m_plan.rows[static_cast<std::size_t>(row)] == RowAction::Absent && !computed(row))
-        refuse_row(row, "is absent, but its key would be read and was never computed");
-    for (Index row = m_context.settled; row < std::min(keys_read, m_final.open_in_step()); ++row)
-      if (m_plan.rows[static_cast<std::size_t>(row)] != RowAction::Recompute)
-        refuse_row(
-            row,
-            "is not recomputed, but its key would be read and is not settled: a token of its "
-            "finished block has changed since it was stored");
+    for (Index row = live.begin; row < live.end; ++row)
+      m_plan.rows[static_cast<std::size_t>(row)] =
+          m_plan.hides(row) ? RowAction::Absent : RowAction::Recompute;
+    m_plan.verify_count = 0;
+    m_plan.similarity_threshold = no_similarity_threshold;
+    m_plan.layer_counts.clear();
+    m_plan.cached_layers = {0, m_context.layers};
+    m_plan.probes.clear();
   }
 
-  [[nodiscard]] bool computed(Index row) const {
-    return !m_stale && m_computed[static_cast<std::size_t>(row)] != 0;
-  }
-
-  [[noreturn]] void refuse_row(Index row, const char* what) const {
-    base::refuse_call("StepPlan of policy ", m_traits.name, ": row ", row, " ", what);
+  void check_plan() const {
+    const Index open = m_final.open_in_step();
+    detail::PlanCheck{.plan = m_plan,
+                      .traits = m_traits,
+                      .context = m_context,
+                      .computed = m_computed,
+                      .stale = m_stale,
+                      .open = open}
+        .run();
   }
 
   AnyPolicy m_policy;
+  detail::AnyMemory m_fresh_memory;
+  detail::AnyMemory m_memory;       // as the last committed step left it
+  detail::AnyMemory m_step_memory;  // of the step that was begun last
+  LayerChange m_change;
   PolicyTraits m_traits;
   SequenceShape m_shape;
   StepContext m_context;

@@ -2,11 +2,13 @@
 #pragma once
 
 #include <cstdint>
+#include <deque>
 #include <optional>
 #include <span>
 #include <utility>
 #include <vector>
 
+#include "dllm_cache/detail/attention_watch.hpp"
 #include "dllm_cache/feature_cache.hpp"
 #include "dllm_cache/layer.hpp"
 
@@ -30,7 +32,11 @@ class Workspace {
   using PassType = Pass<Scalar, Stored, Selector>;
 
   explicit Workspace(std::pmr::memory_resource* resource = std::pmr::get_default_resource())
-      : m_gathered(resource), m_kv(resource), m_queries(resource), m_deltas(resource) {}
+      : m_gathered(resource),
+        m_kv(resource),
+        m_queries(resource),
+        m_deltas(resource),
+        m_features(resource) {}
   Workspace(const Workspace&) = delete;
   Workspace& operator=(const Workspace&) = delete;
 
@@ -55,28 +61,53 @@ class Workspace {
     Cache* cache = nullptr;
     Range packed = {};      // its rows of x
     Range verified = {};    // its part of m_verified and m_sums in the last layer
-    Range recomputed = {};  // its part of m_update_rows in the last layer
+    Range recomputed = {};  // its part of m_recompute_rows in the last layer
     RowCounts counts = {};
+    bool watches = false;  // its policy is told of layers that are done
   };
 
   // Everything below is one layer's work, in the order in which layer() calls it.
   template <class Layer>
   void run_layer(Layer& layer, Index number, MatrixView<Scalar> x);
-  void choose_value_rows(Index layer);
+  void mark_rows(Index layer);
+  template <class Layer>
+  void verify_features(Layer& layer, MatrixView<const Scalar> x, Index number);
+  void choose_value_rows();
   void store_values(MatrixView<const Scalar> v, Index layer);
   void choose_recompute_rows();
+  void probe(Index layer);
   void store_keys(MatrixView<const Scalar> k, Index layer);
+  [[nodiscard]] MatrixView<Scalar> drop_unused(MatrixView<Scalar> q) const;
+  void store_queries(MatrixView<const Scalar> q, Index layer);
+  void find_segments(Index layer);
   void add_deltas(MatrixView<Scalar> x, MatrixView<const Scalar> u, Index layer);
+  void tell_policies(MatrixView<const Scalar> q, Index layer);
 
   void pack_rows();
+  void prepare_watching();
   void reserve_scratch();
   [[nodiscard]] MatrixView<const Scalar> gather(MatrixView<const Scalar> x,
                                                 const std::vector<Index>& rows);
-  void select_rows(Sequence& sequence);
+  void compare(Sequence& sequence, MatrixView<const Scalar> fresh, MatrixView<Stored> kept,
+               Index first);
+  void select_rows(Sequence& sequence, Index layer);
   [[nodiscard]] RowAction action(const Sequence& sequence, Index packed, Index layer) const {
     const StepPlan& plan = sequence.cache->m_planner.plan();
+    if (!plan.reaches(row_of(packed), layer)) return RowAction::Absent;
     if (!plan.cached_layers.contains(layer)) return RowAction::Recompute;
     return plan.rows[static_cast<std::size_t>(row_of(packed))];
+  }
+  [[nodiscard]] detail::WatchedLayer<Scalar, Stored> watched_layer(
+      const Sequence& sequence, Index layer, MatrixView<const Scalar> q) const;
+  // Whether verified rows are compared by features of the layer, not by their values.
+  [[nodiscard]] static bool by_features(const Sequence& sequence) {
+    return sequence.cache->m_planner.traits().verifies_features;
+  }
+  [[nodiscard]] RowAction asked(Index packed) const {
+    return m_actions[static_cast<std::size_t>(packed)];
+  }
+  [[nodiscard]] bool recomputes(Index packed) const {
+    return m_recompute[static_cast<std::size_t>(packed)] != 0;
   }
   [[nodiscard]] Index row_of(Index packed) const {
     return m_rows[static_cast<std::size_t>(packed)];
@@ -98,19 +129,24 @@ class Workspace {
 
   std::vector<Sequence> m_sequences;
   std::vector<Index> m_rows;              // row number of each packed row in its sequence
+  std::vector<Index> m_feature_rows;      // packed rows that are verified by features
   std::vector<Index> m_value_rows;        // packed rows whose values are computed
   std::vector<Index> m_verified;          // packed rows that are verified
   std::vector<SimilaritySums> m_sums;     // of the verified rows
   std::vector<Index> m_selected;          // the selector's answer for one sequence
-  std::vector<std::uint8_t> m_recompute;  // one flag a packed row
+  std::vector<RowAction> m_actions;       // of each packed row in this layer
+  std::vector<std::uint8_t> m_recompute;  // one flag a packed row: it is recomputed in this layer
+  std::vector<Index> m_key_rows;          // packed rows whose keys are computed
   std::vector<Index> m_recompute_rows;    // packed rows that are recomputed
   std::vector<Index> m_recomputed;        // the same as row numbers
-  std::vector<std::int32_t> m_positions;  // of the rows recomputed
+  std::vector<std::int32_t> m_positions;  // of the rows whose keys are computed
   std::vector<Segment<Stored>> m_segments;
   base::Buffer<Scalar> m_gathered;  // rows of x given to a callback
   base::Buffer<Scalar> m_kv;        // fresh values, then fresh keys
   base::Buffer<Scalar> m_queries;
   base::Buffer<Scalar> m_deltas;
+  base::Buffer<Scalar> m_features;                               // that rows are verified by
+  std::deque<detail::AttentionWatch<Scalar, Stored>> m_watches;  // one a sequence that watches
   bool m_open = false;
 };
 
@@ -173,11 +209,15 @@ class [[nodiscard]] Pass {
   [[nodiscard]] std::span<const Index> rows(Index i = 0) const {
     return slice(m_workspace->m_rows, packed(i));
   }
-  /// Place in x of a row of sequence `i`, or none when it is not in the pass.
+  /// Whether a row of sequence `i` that was in the pass has left it between two layers.
+  [[nodiscard]] bool ended(Index row, Index i = 0) const {
+    return !sequence(i).cache->planner().plan().reaches(row, m_layers - 1);
+  }
+  /// Place in x of a row of sequence `i`, or none when it is not in the pass, or not any more.
   [[nodiscard]] std::optional<Index> find(Index row, Index i = 0) const {
     const auto in_pass = rows(i);
     const auto place = std::lower_bound(in_pass.begin(), in_pass.end(), row);
-    if (place == in_pass.end() || *place != row) return std::nullopt;
+    if (place == in_pass.end() || *place != row || ended(row, i)) return std::nullopt;
     return packed(i).begin + (place - in_pass.begin());
   }
   /// True until the last layer has run or something was thrown.
@@ -227,4 +267,7 @@ class [[nodiscard]] Pass {
 
 }  // namespace dllm_cache::inline v0_1
 
-#include "dllm_cache/detail/workspace_step.hpp"  // the definitions
+// The definitions:
+#include "dllm_cache/detail/workspace_step.hpp"
+#include "dllm_cache/detail/workspace_store.hpp"
+#include "dllm_cache/detail/workspace_watch.hpp"

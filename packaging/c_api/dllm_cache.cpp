@@ -230,6 +230,8 @@ dllm_status dllm_option_at(size_t index, size_t option, dllm_option_info* info) 
     const OptionInfo& one = entry.options[option];
     const dllm_option_kind kind = one.kind == OptionKind::Flag     ? DLLM_FLAG
                                   : one.kind == OptionKind::Number ? DLLM_NUMBER
+                                  : one.kind == OptionKind::Word   ? DLLM_WORD
+                                  : one.kind == OptionKind::Rows   ? DLLM_ROWS
                                                                    : DLLM_INTEGER;
     write(info, {0, one.key.c_str(), one.help.c_str(), one.legal.c_str(),
                  one.value ? one.value->c_str() : nullptr, kind});

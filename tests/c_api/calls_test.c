@@ -429,7 +429,7 @@ static void policies_and_their_options(void) {
       char text[256];
       CHECK(dllm_option_at(i, j, &option) == DLLM_OK);
       CHECK(option.name[0] != '\0' && option.help[0] != '\0' && option.legal[0] != '\0');
-      CHECK(DLLM_FLAG <= option.kind && option.kind <= DLLM_NUMBER);
+      CHECK(DLLM_FLAG <= option.kind && option.kind <= DLLM_ROWS);
       words += strstr(option.legal, " or never") != NULL;
       if (option.value == NULL) continue;
       /* What it tells is what it takes. */

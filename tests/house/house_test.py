@@ -13,7 +13,7 @@ INCLUDE = re.compile(r'^#include "([^"]+)"', re.M)
 LIBRARY = ["base", "core", "policies", "decoding", "checkpoint", "compute", "models"]
 PROGRAMS = ["text", "options", "run", "measure", "show"]
 # The definitions of Workspace and the class include each other, on purpose.
-ACCEPTED = {("workspace.hpp", "detail/workspace_step.hpp")}
+ACCEPTED = {("workspace.hpp", f"detail/workspace_{part}.hpp") for part in ("step", "store", "watch")}
 
 
 def headers():

@@ -32,6 +32,8 @@ const char* type_name(OptionKind kind) {
       return "WORD";
     case OptionKind::Tokens:
       return "ID,ID,...";
+    case OptionKind::Rows:
+      return "ROW,ROW;ROW;...";
   }
   return "TEXT";
 }

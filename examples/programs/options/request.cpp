@@ -22,8 +22,9 @@ constexpr std::array<std::string_view, 7> own_keys = {"prompt_ids",   "cache",  
                                                       "mask_token",   "end_token", "mask_token_id",
                                                       "eos_token_ids"};
 // What golden cases say beside their request: tests/golden/README.md.
-constexpr std::array<std::string_view, 7> golden_keys = {
-    "expected", "margins", "note", "probe_steps", "model", "forwards", "rows_per_forward"};
+constexpr std::array<std::string_view, 8> golden_keys = {
+    "expected", "margins",          "note",          "probe_steps", "model",
+    "forwards", "rows_per_forward", "suffix_sampler"};
 
 /// The reference's names of dLLM-Cache's options, and ours.
 constexpr std::array<std::pair<const char*, const char*>, 4> cache_keys = {
@@ -32,6 +33,9 @@ constexpr std::array<std::pair<const char*, const char*>, 4> cache_keys = {
      {"transfer_ratio", "ratio"},
      {"always_refresh_layer_0", "refresh_first_layer"}}};
 constexpr const char* guidance_key = "cfg_interval_steps";
+/// Options of which the references' null is a value of its own.
+constexpr std::array<std::pair<const char*, const char*>, 1> null_words = {
+    {{"kernel_size", "none"}}};
 
 std::vector<std::vector<std::int32_t>> read_prompts(const JsonReader& reader) {
   const char* key = "prompt_ids";
@@ -61,9 +65,22 @@ bool fits(const Json& value, const OptionInfo& option) {
     case OptionKind::Word:
       return false;
     case OptionKind::Tokens:
+    case OptionKind::Rows:
       return value.is_array();
   }
   return false;
+}
+
+/// Lists of rows as the text that they are in options.
+std::string read_rows(const JsonReader& reader, const char* key, const OptionInfo& option,
+                      const Json& value) {
+  if (!value.is_array()) reader.refuse(key, option.legal, value);
+  dllm_cache::RowLists lists;
+  for (const Json& list : value) {
+    const auto rows = reader.token_ids(key, list, option.legal);
+    lists.blocks.emplace_back(rows.begin(), rows.end());
+  }
+  return dllm_cache::option_text(lists);
 }
 
 /// Takes the value of an option as text where it is there; `as` is its key in `to`.
@@ -76,6 +93,10 @@ void read_option(const JsonReader& reader, const char* key, const OptionInfo& op
     for (const std::int32_t id : reader.token_ids(key, *value, "a list of token ids in [0, 2^31)"))
       ids += (ids.empty() ? "" : ",") + std::to_string(id);
     to[as] = ids;
+    return;
+  }
+  if (option.kind == OptionKind::Rows) {
+    to[as] = read_rows(reader, key, option, *value);
     return;
   }
   if (!fits(*value, option)) {
@@ -142,6 +163,9 @@ void read_policy(const Json& json, const JsonReader& reader, const std::string& 
   for (const auto& entry : policies().entries())
     for (const OptionInfo& option : entry.options)
       read_option(reader, option.key.c_str(), option, option.key, flat);
+  for (const auto& [key, word] : null_words)
+    if (const auto found = json.find(key); found != json.end() && found->is_null())
+      flat[key] = word;
   for (const auto& [key, text] : flat)
     if (!policy.options.emplace(key, text).second)
       throw BadRequest(std::string(name).append(": ").append(key).append(

@@ -15,6 +15,13 @@ using dllm_cache::OptionKind;
 /// A legal text as the kind of value that it stands for: words stay strings.
 Json value_json(const OptionInfo& option, const std::string& text) {
   if (option.kind == OptionKind::Tokens) return Json::parse("[" + text + "]");
+  if (option.kind == OptionKind::Rows) {
+    Json lists = Json::array();
+    for (const auto& rows :
+         dllm_cache::parse_option(text, dllm_cache::OptionRange<dllm_cache::RowLists>{})->blocks)
+      lists.push_back(rows);
+    return lists;
+  }
   if (option.kind == OptionKind::Word || text == option.word) return text;
   if (option.kind == OptionKind::Flag) return text == "true";
   if (option.kind == OptionKind::Number) return *dllm_cache::parse_option<double>(text, {});

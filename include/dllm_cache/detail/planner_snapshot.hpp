@@ -6,8 +6,10 @@
 #include <optional>
 #include <span>
 #include <string>
+#include <utility>
 #include <vector>
 
+#include "dllm_cache/detail/memory_snapshot.hpp"
 #include "dllm_cache/snapshot.hpp"
 #include "dllm_cache/stats.hpp"
 #include "dllm_cache/step_planner.hpp"
@@ -77,6 +79,7 @@ inline void save_plans(SnapshotWriter& out, const StepPlanner& planner, const Ro
   write_identity(out, planner);
   out.number("step", planner.step());
   write_counts(out, counts);
+  write_memory(out, planner.memory());
   out.finish();
 }
 /// Reads it into a planner of the same policy, options and shape, which is stale then. Throws
@@ -86,9 +89,11 @@ inline void restore_plans(SnapshotReader& in, StepPlanner& planner, RowCounts& c
   check_identity(in, planner);
   const auto step = in.number<Index>("step", 0, most_counted);
   const RowCounts done = read_counts(in);
+  AnyMemory memory = read_memory(in, planner);
   in.finish();
   const std::vector<std::uint8_t> none(planner.progress().computed.size(), 0);
   planner.resume({.step = step, .stale = true, .computed = none});
+  planner.resume_memory(std::move(memory));
   counts = done;
 }
 

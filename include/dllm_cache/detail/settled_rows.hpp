@@ -3,7 +3,6 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <span>
 
 #include "dllm_cache/plan.hpp"
 
@@ -52,14 +51,16 @@ class SettledRows {
   }
 
   /// The step was committed: rows behind those that it recomputed are final as well.
-  void end_step(const SequenceShape& shape, std::span<const RowAction> actions) {
+  void end_step(const SequenceShape& shape, const StepPlan& plan, Index layers) {
     m_open = m_open_in_step;
     m_settled = m_settled_in_step;
     if (shape.attention_block == 0) return;
     // What is being decoded becomes final by a causal forward of its own.
     const Index most = shape.causal_commit ? m_open_in_step : m_live_end;
     Index end = m_settled;
-    while (end < most && actions[static_cast<std::size_t>(end)] == RowAction::Recompute) ++end;
+    while (end < most && plan.rows[static_cast<std::size_t>(end)] == RowAction::Recompute &&
+           plan.reaches(end, layers - 1))
+      ++end;
     m_settled = end == most ? end : std::max(m_settled, cut(shape, end));
   }
 

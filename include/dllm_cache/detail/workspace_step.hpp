@@ -31,6 +31,10 @@ auto Workspace<Scalar, Stored, Selector>::begin_step(std::span<Cache* const> cac
       m_sequences.push_back({.cache = caches[i]});
     }
     pack_rows();
+    prepare_watching();
+    for (Sequence& sequence : m_sequences)
+      sequence.cache->m_features.arrange(sequence.cache->m_planner.plan(),
+                                         !sequence.cache->m_planner.stale());
   } catch (...) {
     for (Sequence& sequence : m_sequences) sequence.cache->m_planner.cancel_step();
     m_sequences.clear();
@@ -57,11 +61,14 @@ void Workspace<Scalar, Stored, Selector>::pack_rows() {
   reserve_scratch();
   // Every list of this step is at most this long: after this no layer makes one grow.
   const std::size_t in_pass = m_rows.size();
+  m_feature_rows.reserve(in_pass);
   m_value_rows.reserve(in_pass);
   m_verified.reserve(in_pass);
   m_sums.reserve(in_pass);
   m_selected.reserve(in_pass);
+  m_actions.resize(in_pass);
   m_recompute.resize(in_pass);
+  m_key_rows.reserve(in_pass);
   m_recompute_rows.reserve(in_pass);
   m_recomputed.reserve(in_pass);
   m_positions.reserve(in_pass);
@@ -74,147 +81,95 @@ template <class Layer>
 void Workspace<Scalar, Stored, Selector>::run_layer(Layer& layer, Index number,
                                                     MatrixView<Scalar> x) {
   const ModelShape& model = m_sequences.front().cache->model();
-  choose_value_rows(number);
+  mark_rows(number);
+  if (!m_feature_rows.empty()) verify_features(layer, MatrixView<const Scalar>(x), number);
+  choose_value_rows();
   if (const auto rows = static_cast<Index>(m_value_rows.size()); rows > 0) {
     const MatrixView<Scalar> v = m_kv.view(rows, model.kv_width);
     layer.value(gather(x, m_value_rows), v);
     store_values(v, number);
   }
   choose_recompute_rows();
-  MatrixView<Scalar> u;
-  if (const auto rows = static_cast<Index>(m_recompute_rows.size()); rows > 0) {
-    const MatrixView<const Scalar> chosen = gather(x, m_recompute_rows);
-    const MatrixView<Scalar> q = m_queries.view(rows, model.query_width);
+  MatrixView<Scalar> q, u;
+  if (const auto rows = static_cast<Index>(m_key_rows.size()); rows > 0) {
+    q = m_queries.view(rows, model.query_width);
     const MatrixView<Scalar> k = m_kv.view(rows, model.kv_width);  // fresh values are stored by now
-    layer.query_key(chosen, std::span<const std::int32_t>(m_positions), q, k);
+    layer.query_key(gather(x, m_key_rows), std::span<const std::int32_t>(m_positions), q, k);
+    probe(number);
     store_keys(k, number);
+  }
+  if (const auto rows = static_cast<Index>(m_recompute_rows.size()); rows > 0) {
+    q = drop_unused(q);
+    store_queries(q, number);
+    find_segments(number);
     u = m_deltas.view(rows, model.width);
-    layer.delta(chosen, MatrixView<const Scalar>(q), std::span<const Segment<Stored>>(m_segments),
-                u);
+    layer.delta(gather(x, m_recompute_rows), MatrixView<const Scalar>(q),
+                std::span<const Segment<Stored>>(m_segments), u);
   }
   add_deltas(x, u, number);
+  tell_policies(q, number);
 }
 
+// What the plans ask for in this layer.
 template <ComputeScalar Scalar, StoredScalar Stored, class Selector>
 requires RowSelector<Selector, Scalar, Stored>
-void Workspace<Scalar, Stored, Selector>::choose_value_rows(Index layer) {
-  m_value_rows.clear();
+void Workspace<Scalar, Stored, Selector>::mark_rows(Index layer) {
+  m_feature_rows.clear();
   m_verified.clear();
   for (Sequence& sequence : m_sequences) {
-    const auto values_before = static_cast<Index>(m_value_rows.size());
+    const bool features = by_features(sequence);
+    const Range stored = sequence.cache->stored_deltas();
     sequence.verified.begin = static_cast<Index>(m_verified.size());
     for (Index packed = sequence.packed.begin; packed < sequence.packed.end; ++packed) {
       const RowAction asked = action(sequence, packed, layer);
+      m_actions[static_cast<std::size_t>(packed)] = asked;
       m_recompute[static_cast<std::size_t>(packed)] = asked == RowAction::Recompute;
-      if (asked >= RowAction::Verify) m_value_rows.push_back(packed);
       if (asked == RowAction::Verify) m_verified.push_back(packed);
+      // Those of recomputed rows are stored, to be compared with later.
+      if (features && asked >= RowAction::Verify && stored.contains(row_of(packed)))
+        m_feature_rows.push_back(packed);
     }
     sequence.verified.end = static_cast<Index>(m_verified.size());
-    sequence.counts.values += static_cast<Index>(m_value_rows.size()) - values_before;
   }
   m_sums.resize(m_verified.size());
 }
 
-// Consecutive rows of one action go to the cache together: fresh values meet their old ones
-// once.
 template <ComputeScalar Scalar, StoredScalar Stored, class Selector>
 requires RowSelector<Selector, Scalar, Stored>
-void Workspace<Scalar, Stored, Selector>::store_values(MatrixView<const Scalar> v, Index layer) {
-  std::size_t place = 0;  // in m_value_rows and v
+void Workspace<Scalar, Stored, Selector>::choose_value_rows() {
+  m_value_rows.clear();
   for (Sequence& sequence : m_sequences) {
-    const MatrixView<Stored> values = Cache::values_in(*sequence.cache, layer);
-    Index verified = sequence.verified.begin;
-    while (place < m_value_rows.size() && m_value_rows[place] < sequence.packed.end) {
-      const Index packed = m_value_rows[place];
-      const bool recompute = m_recompute[static_cast<std::size_t>(packed)] != 0;
-      std::size_t end = place + 1;
-      while (end < m_value_rows.size() && m_value_rows[end] < sequence.packed.end &&
-             row_of(m_value_rows[end]) == row_of(packed) + static_cast<Index>(end - place) &&
-             (m_recompute[static_cast<std::size_t>(m_value_rows[end])] != 0) == recompute)
-        ++end;
-      const auto count = static_cast<Index>(end - place);
-      const auto fresh = v.middle_rows(static_cast<Index>(place), count);
-      const auto kept = values.middle_rows(row_of(packed), count);
-      if (recompute) {
-        for (Index row = 0; row < count; ++row)
-          base::convert_row(fresh.row(row), kept.row(row), fresh.cols);
-      } else {
-        sequence.cache->m_selector.accumulate(
-            fresh, kept,
-            std::span(m_sums).subspan(static_cast<std::size_t>(verified),
-                                      static_cast<std::size_t>(count)));
-        verified += count;
-      }
-      place = end;
-    }
-    if (!sequence.verified.empty()) select_rows(sequence);
-  }
-}
-
-template <ComputeScalar Scalar, StoredScalar Stored, class Selector>
-requires RowSelector<Selector, Scalar, Stored>
-void Workspace<Scalar, Stored, Selector>::select_rows(Sequence& sequence) {
-  const Index verified = sequence.verified.size();
-  const StepPlan& plan = sequence.cache->m_planner.plan();
-  const Index count = plan.verify_count;
-  sequence.cache->m_selector.select(
-      std::span<const SimilaritySums>(m_sums).subspan(
-          static_cast<std::size_t>(sequence.verified.begin), static_cast<std::size_t>(verified)),
-      count, m_selected);
-  if (static_cast<Index>(m_selected.size()) > count)
-    base::refuse_call("RowSelector: select() must leave at most ", count, " rows, left ",
-                      m_selected.size());
-  for (const Index place : m_selected) {
-    if (place < 0 || place >= verified)
-      base::refuse_call("RowSelector: selected places must be in [0, ", verified, "), got ", place);
-    const auto entry = static_cast<std::size_t>(sequence.verified.begin + place);
-    const Index packed = m_verified[entry];
-    if (reaches_threshold(m_sums[entry], plan.similarity_threshold)) continue;
-    m_recompute[static_cast<std::size_t>(packed)] = 1;
+    const auto before = static_cast<Index>(m_value_rows.size());
+    const bool verified =
+        !by_features(sequence) || sequence.cache->m_planner.traits().stores_verified_keys;
+    for (Index packed = sequence.packed.begin; packed < sequence.packed.end; ++packed)
+      if (recomputes(packed) || (verified && asked(packed) == RowAction::Verify))
+        m_value_rows.push_back(packed);
+    sequence.counts.values += static_cast<Index>(m_value_rows.size()) - before;
   }
 }
 
 template <ComputeScalar Scalar, StoredScalar Stored, class Selector>
 requires RowSelector<Selector, Scalar, Stored>
 void Workspace<Scalar, Stored, Selector>::choose_recompute_rows() {
+  m_key_rows.clear();
   m_recompute_rows.clear();
   m_recomputed.clear();
   m_positions.clear();
   for (Sequence& sequence : m_sequences) {
     const std::span<const std::int32_t> positions = sequence.cache->m_planner.positions();
+    const bool verified = sequence.cache->m_planner.traits().stores_verified_keys;
     sequence.recomputed.begin = static_cast<Index>(m_recompute_rows.size());
     for (Index packed = sequence.packed.begin; packed < sequence.packed.end; ++packed) {
-      if (m_recompute[static_cast<std::size_t>(packed)] == 0) continue;
+      if (!recomputes(packed) && !(verified && asked(packed) == RowAction::Verify)) continue;
+      m_key_rows.push_back(packed);
+      m_positions.push_back(positions[static_cast<std::size_t>(row_of(packed))]);
+      if (!recomputes(packed)) continue;
       m_recompute_rows.push_back(packed);
       m_recomputed.push_back(row_of(packed));
-      m_positions.push_back(positions[static_cast<std::size_t>(row_of(packed))]);
     }
     sequence.recomputed.end = static_cast<Index>(m_recompute_rows.size());
     sequence.counts.recomputed += sequence.recomputed.size();
-  }
-}
-
-template <ComputeScalar Scalar, StoredScalar Stored, class Selector>
-requires RowSelector<Selector, Scalar, Stored>
-void Workspace<Scalar, Stored, Selector>::store_keys(MatrixView<const Scalar> k, Index layer) {
-  m_segments.clear();
-  for (const Sequence& sequence : m_sequences) {
-    Cache& cache = *sequence.cache;
-    const MatrixView<Stored> keys = Cache::keys_in(cache, layer);
-    const MatrixView<const Stored> values = cache.values(layer);
-    const Index padded = cache.layout().padded_rows();
-    for (Index place = sequence.recomputed.begin; place < sequence.recomputed.end; ++place) {
-      const Index row = m_recomputed[static_cast<std::size_t>(place)];
-      base::convert_row(k.row(place), keys.row(row), k.cols);
-      // Rows that see the same keys share a segment: all of a sequence, unless attention is causal
-      // over blocks.
-      const Index seen = cache.m_planner.key_end(row);
-      const bool first = place == sequence.recomputed.begin;
-      if (first || m_segments.back().keys.rows != seen)
-        m_segments.push_back({place, place, keys.middle_rows(0, seen), values.middle_rows(0, seen),
-                              seen == keys.rows ? padded : seen});
-      m_segments.back().end = place + 1;
-    }
   }
 }
 
@@ -225,10 +180,11 @@ void Workspace<Scalar, Stored, Selector>::add_deltas(MatrixView<Scalar> x,
   Index place = 0;  // in u
   for (const Sequence& sequence : m_sequences) {
     const Range stored = sequence.cache->stored_deltas();
-    const MatrixView<Stored> deltas = Cache::deltas_in(*sequence.cache, layer);
+    const MatrixView<Stored> deltas = sequence.cache->m_features.write_deltas(layer);
     for (Index packed = sequence.packed.begin; packed < sequence.packed.end; ++packed) {
       const Index row = row_of(packed);
-      if (m_recompute[static_cast<std::size_t>(packed)] == 0) {
+      if (asked(packed) == RowAction::Absent) continue;  // it has left the pass
+      if (!recomputes(packed)) {
         base::add_row(deltas.row(row - stored.begin), x.row(packed), x.cols);
         continue;
       }
@@ -246,24 +202,37 @@ template <ComputeScalar Scalar, StoredScalar Stored, class Selector>
 requires RowSelector<Selector, Scalar, Stored>
 void Workspace<Scalar, Stored, Selector>::reserve_scratch() {
   const ModelShape& model = m_sequences.front().cache->model();
-  Index values = 0, recomputed = 0, selected = 0;
-  bool all_cached = true;
+  Index values = 0, keys = 0, deltas = 0, features = 0, recomputed = 0;
+  bool may_change = false;
   for (const Sequence& sequence : m_sequences) {
     const StepPlan& plan = sequence.cache->m_planner.plan();
-    all_cached = all_cached && plan.cached_layers == Range{0, model.layers};
-    for (const RowAction action : plan.rows) {
-      if (action >= RowAction::Verify) ++values;
-      if (action == RowAction::Recompute) ++recomputed;
+    const PolicyTraits& traits = sequence.cache->m_planner.traits();
+    const auto asked_for = [&](RowAction action) {
+      return static_cast<Index>(std::count(plan.rows.begin(), plan.rows.end(), action));
+    };
+    const Index verified = asked_for(RowAction::Verify), certain = asked_for(RowAction::Recompute);
+    recomputed += certain;
+    if (traits.verifies_features) features += verified + certain;
+    // Outside its cached layers a plan recomputes all, and a policy may change its mind.
+    const bool changes = sequence.cache->m_planner.policy().watches_layers();
+    may_change = may_change || changes;
+    if (changes || plan.cached_layers != Range{0, model.layers}) {
+      for (Index* const count : {&values, &keys, &deltas}) *count += sequence.packed.size();
+      continue;
     }
-    selected += plan.verify_count;
+    Index selected = plan.verify_count;
+    for (const Index count : plan.layer_counts) selected = std::max(selected, count);
+    values += verified + certain;
+    keys += certain + (traits.stores_verified_keys ? verified : selected);
+    deltas += certain + selected;
   }
-  const auto in_pass = static_cast<Index>(m_rows.size());
-  const Index deltas = all_cached ? recomputed + selected : in_pass;
-  if (!all_cached) values = in_pass;  // outside its cached layers a plan recomputes all
-  m_kv.ensure(values * model.kv_width);
-  m_queries.ensure(deltas * model.query_width);
+  m_kv.ensure(std::max(values, keys) * model.kv_width);
+  m_queries.ensure(keys * model.query_width);
   m_deltas.ensure(deltas * model.width);
-  if (recomputed < in_pass) m_gathered.ensure(values * model.width);  // else all lie together
+  m_features.ensure(features * model.verify_width);
+  // Else all lie together.
+  if (recomputed < static_cast<Index>(m_rows.size()) || may_change)
+    m_gathered.ensure(std::max(values, features) * model.width);
 }
 
 // Hands out the rows themselves where they lie together, a gathered copy of them otherwise.

@@ -55,7 +55,11 @@ class TransformerRunner {
 
   [[nodiscard]] const TransformerConfig& config() const { return m_model->config; }
   [[nodiscard]] ModelShape shape() const {
-    return {config().layers, config().width, config().query_width(), config().kv_width()};
+    return {.layers = config().layers,
+            .width = config().width,
+            .query_width = config().query_width(),
+            .kv_width = config().kv_width(),
+            .heads = config().heads.heads};
   }
   [[nodiscard]] Index vocabulary() const { return config().vocabulary; }
   /// Tokens that embed() knows: the vocabulary, and rows given beside it.

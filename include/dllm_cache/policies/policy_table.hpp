@@ -11,13 +11,22 @@
 #include "dllm_cache/options.hpp"
 #include "dllm_cache/policies/block_cache.hpp"
 #include "dllm_cache/policies/changed_rows.hpp"
+#include "dllm_cache/policies/d2_cache.hpp"
 #include "dllm_cache/policies/dkv_decode.hpp"
 #include "dllm_cache/policies/dllm_cache.hpp"
+#include "dllm_cache/policies/dpad.hpp"
 #include "dllm_cache/policies/dual_cache.hpp"
+#include "dllm_cache/policies/dynamic_dllm.hpp"
+#include "dllm_cache/policies/elastic.hpp"
+#include "dllm_cache/policies/entropy_cache.hpp"
 #include "dllm_cache/policies/free_cache.hpp"
 #include "dllm_cache/policies/prefix_cache.hpp"
 #include "dllm_cache/policies/presets.hpp"
+#include "dllm_cache/policies/spa_cache.hpp"
+#include "dllm_cache/policies/sparse_dllm.hpp"
+#include "dllm_cache/policies/streaming_dllm.hpp"
 #include "dllm_cache/policies/vicinity.hpp"
+#include "dllm_cache/policies/window_diffusion.hpp"
 #include "dllm_cache/policy.hpp"
 
 namespace dllm_cache::inline v0_1 {
@@ -204,6 +213,34 @@ class PolicyTable {
                             "at intervals")
       .add<ChangedRowsPolicy>("changed-rows",
                               "diffuse-cpp: masked rows and those changed in the last steps")
+      .add<ElasticPolicy>("elastic",
+                          "Elastic-Cache: rows to be found and the most attended; all layers above "
+                          "one whose attention drifted")
+      .add<D2CachePolicy>("d2cache",
+                          "d2Cache: the surest masked rows, rows just decoded and those that carry "
+                          "most attention")
+      .add<SparseDllmPolicy>(
+          "sparse",
+          "Sparse-dLLM: the block alone, which sees of all other keys those that "
+          "each layer chose")
+      .add<DPadPolicy>("dpad",
+                       "DPad: a Fast-dLLM cache over a response of which a few rows behind the "
+                       "block exist, drawn")
+      .add<StreamingDllmPolicy>("streaming",
+                                "Streaming-dLLM: prefix cache over a response of which the next "
+                                "rows behind the block exist, and the last")
+      .add<WindowDiffusionPolicy>("window",
+                                  "Window-Diffusion: full forwards at intervals; in between the "
+                                  "first masked rows in a window of rows that exist")
+      .add<SpaCachePolicy>("spa",
+                           "SPA-Cache: dLLM-Cache with values projected to be compared, and more "
+                           "rows in deeper layers")
+      .add<DynamicDllmPolicy>("dynamic",
+                              "Dynamic-dLLM: rows around the last decoded one and those whose "
+                              "values changed most")
+      .add<EntropyCachePolicy>("entropy",
+                               "EntropyCache, by its paper: all where an unsure token was "
+                               "committed, else masked rows and the last decoded")
       .add_preset("exact", "the uncached answers", "none", exact_policy())
       .add_preset("balanced", "nearly all uncached answers, several times fewer operations",
                   "block-verify", balanced_policy())
