@@ -118,19 +118,26 @@ struct Case {
     dllm_cache::DecodingOptions options;
     options.response = response();
     options.block_length = request.value("block_length", Index{0});
-    options.steps = request.at("steps");
+    options.steps = request.value("steps", Index{0});
+    options.early_stop = request.value("early_stop", false);
+    options.end_drops_rows = request.value("eos_truncates", false);
+    options.threshold_alpha = request.value("confidence_alpha", 0.0);
+    options.window = request.value("window_length", Index{0});
+    if (given("certainty_sigma")) options.certainty_sigma = request.at("certainty_sigma");
     options.guidance_scale = request.value("cfg_scale", 0.0);
     if (has_cache())
       options.guidance_interval = request.at("cache").value("cfg_interval_steps", Index{1});
     if (dream()) {
       const std::string alg = request.at("alg");
       options.sampling = dllm_cache::Sampling::Categorical;
-      options.commit = dllm_cache::TimestepCommit{request.at("eps").get<double>()};
+      options.commit = dllm_cache::TimestepCommit{request.value("eps", 1e-3)};
       options.confidence = alg == "entropy"       ? dllm_cache::Confidence::NegativeEntropy
                            : alg == "topk_margin" ? dllm_cache::Confidence::Margin
                                                   : dllm_cache::Confidence::Probability;
     }
-    if (request.contains("threshold") && !request.at("threshold").is_null())
+    if (given("tokens_per_step"))
+      options.commit = dllm_cache::FixedCommit{request.at("tokens_per_step").get<Index>()};
+    if (given("threshold"))
       options.commit = dllm_cache::ThresholdCommit{request.at("threshold").get<double>()};
     return options;
   }
@@ -161,8 +168,10 @@ struct Case {
     return {end - response(), end};
   }
 
-  [[nodiscard]] bool has_cache() const {
-    return request.contains("cache") && !request.at("cache").is_null();
+  [[nodiscard]] bool has_cache() const { return given("cache"); }
+  /// Whether a key is there and not null.
+  [[nodiscard]] bool given(const char* key) const {
+    return request.contains(key) && !request.at(key).is_null();
   }
 
   nlohmann::json request;

@@ -22,7 +22,8 @@ void note_oddities(const dllm_cache::SequenceState& state, Oddities& odd) {
   const Index to_fill = std::count(state.given().begin(), state.given().end(), std::uint8_t{0});
   if (options.steps <= to_fill) return;
   odd.too_many_steps = true;
-  if (!state.has_gaps() && !options.early_stop) odd.empty_steps += options.steps - state.step();
+  if (!state.has_gaps() && !options.early_stop && !options.end_drops_rows)
+    odd.empty_steps += options.steps - state.step();
 }
 
 template <class Loop>

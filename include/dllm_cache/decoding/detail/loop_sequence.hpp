@@ -205,8 +205,9 @@ struct LoopSequence {
   /// Goes on as another state with more rows, in which all have the tokens that they had. Throws
   /// like FeatureCache::reshape; then nothing has changed.
   void go_on(SequenceState next, const SequenceShape& shape) {
-    Observations resized = observed.resized(next.tokens().size());
-    go_on(std::move(next), shape, std::move(resized), {});
+    Observations more =
+        observed.extended(cache->planner().policy().traits(shape), next.tokens().size());
+    go_on(std::move(next), shape, std::move(more), {});
   }
   /// The same where the first `keep` rows have the tokens that they had, or all, and of predictions
   /// this has been seen.

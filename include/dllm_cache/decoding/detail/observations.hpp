@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <limits>
 #include <span>
@@ -65,14 +66,26 @@ class Observations {
         m_needs_change(traits.needs_change),
         m_predicts_all(traits.predicts_all),
         m_vocabulary(static_cast<std::size_t>(vocabulary)) {
-    resize(rows);
+    if (m_needs_candidates) m_candidates.resize(rows, 0);
+    if (m_needs_confidence) m_confidence.resize(rows, 0.0F);
+    if (m_needs_entropy) m_entropy.resize(rows, 0.0F);
+    if (m_needs_gap) m_gap.resize(rows, 0.0F);
+    if (!m_needs_change) return;
+    m_change.resize(rows, std::numeric_limits<float>::infinity());
+    m_distributions.resize(rows);
   }
-  /// The same for another number of rows, of which the first keep what they have.
-  [[nodiscard]] Observations resized(std::size_t rows) const {
-    Observations copy = *this;
-    copy.resize(rows);
-    copy.m_first_step = true;
-    return copy;
+  /// The same of more rows and for what these traits ask; what the first rows have is kept.
+  [[nodiscard]] Observations extended(const PolicyTraits& traits, std::size_t rows) const {
+    Observations more(traits, rows, static_cast<Index>(m_vocabulary));
+    const auto keep = [](const auto& from, auto& to) {
+      std::copy_n(from.begin(), std::min(from.size(), to.size()), to.begin());
+    };
+    keep(m_confidence, more.m_confidence);
+    keep(m_entropy, more.m_entropy);
+    keep(m_gap, more.m_gap);
+    keep(m_change, more.m_change);
+    keep(m_distributions, more.m_distributions);
+    return more;
   }
 
   /// Whether predictions are looked at.
@@ -147,16 +160,6 @@ class Observations {
   }
 
  private:
-  void resize(std::size_t rows) {
-    if (m_needs_candidates) m_candidates.resize(rows, 0);
-    if (m_needs_confidence) m_confidence.resize(rows, 0.0F);
-    if (m_needs_entropy) m_entropy.resize(rows, 0.0F);
-    if (m_needs_gap) m_gap.resize(rows, 0.0F);
-    if (!m_needs_change) return;
-    m_change.resize(rows, std::numeric_limits<float>::infinity());
-    m_distributions.resize(rows);
-  }
-
   bool m_needs_candidates = false;
   bool m_needs_confidence = false;
   bool m_needs_entropy = false;
