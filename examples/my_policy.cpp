@@ -8,6 +8,7 @@
 #include "dllm_cache/decoding/denoising_loop.hpp"
 #include "dllm_cache/dllm_cache.hpp"
 #include "dllm_cache/models/load_model.hpp"
+#include "inside_policies.hpp"
 
 using namespace dllm_cache;
 
@@ -89,7 +90,9 @@ int main(int argc, char** argv) try {
     std::fprintf(stderr, "usage: my_policy MODEL_FOLDER\n");
     return 2;
   }
-  models::TransformerRunner runner(models::load_model(argv[1]), models::available_threads());
+  // Of the value weights ProjectedPolicy's layers make the projection that they compare.
+  models::TransformerRunner runner(models::load_model(argv[1], {.verify_rank = 8}),
+                                   models::available_threads());
   const Answer plain = generate(runner, NoCache{});
   struct Named {
     const char* name;
@@ -101,7 +104,12 @@ int main(int argc, char** argv) try {
                                   {"dual", DualCachePolicy{}},
                                   {"dkv", DkvDecodePolicy{.refresh_interval = 8}},
                                   {"nearest-masks", NearestMasksPolicy{}},
-                                  {"changed-values", ChangedValuesPolicy{}}};
+                                  {"changed-values", ChangedValuesPolicy{}},
+                                  {"short-sight", inside::ShortSightPolicy{}},
+                                  {"attended", inside::AttendedPolicy{}},
+                                  {"distrust", inside::DistrustPolicy{}},
+                                  {"doubt", inside::DoubtPolicy{}},
+                                  {"projected", inside::ProjectedPolicy{}}};
   std::printf("%-15s %16s %15s\n", "policy", "rows recomputed", "tokens as none");
   for (const Named& one : all) {
     const Answer answer = generate(runner, one.policy);

@@ -33,9 +33,15 @@ inline std::vector<std::string> cases(const std::string& prefix) {
 }
 
 inline std::vector<std::int64_t> integers(const models::Tensor& tensor) {
-  std::vector<std::int64_t> all(tensor.bytes.size() / sizeof(std::int64_t));
-  if (!all.empty()) std::memcpy(all.data(), tensor.bytes.data(), tensor.bytes.size());
-  return all;
+  const auto read = [&]<class T>(T) {
+    std::vector<T> all(tensor.bytes.size() / sizeof(T));
+    if (!all.empty()) std::memcpy(all.data(), tensor.bytes.data(), tensor.bytes.size());
+    return std::vector<std::int64_t>(all.begin(), all.end());
+  };
+  if (tensor.type == models::TensorType::I32) return read(std::int32_t{});
+  if (tensor.type != models::TensorType::I64)
+    throw std::runtime_error(tensor.name + ": expected integers");
+  return read(std::int64_t{});
 }
 
 /// Every backend of this build.
