@@ -29,7 +29,7 @@ namespace dllm_cache::inline v0_1 {
 
 namespace detail {
 inline constexpr std::string_view snapshot_magic = "dllmsnap";
-inline constexpr std::uint32_t snapshot_version = 4;
+inline constexpr std::uint32_t snapshot_version = 5;
 inline constexpr std::uint64_t longest_snapshot_text = 1U << 16;
 
 template <class T>
