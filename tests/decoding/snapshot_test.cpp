@@ -215,7 +215,7 @@ TEST_CASE("Snapshot: what does not fit is refused by field, wanted and found val
              Contains("begins with other bytes than \"dllmsnap\""));
   Bytes newer = bytes;
   newer[8] = std::byte{9};
-  CHECK_THAT(refused_restore(same, newer, guided_job.policy), Contains("version must be 4, got 9"));
+  CHECK_THAT(refused_restore(same, newer, guided_job.policy), Contains("version must be 5, got 9"));
 }
 
 TEST_CASE("Snapshot: a text that no reader would take is not written", "[snapshot][refusal]") {

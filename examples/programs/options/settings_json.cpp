@@ -16,11 +16,9 @@ using dllm_cache::OptionKind;
 Json value_json(const OptionInfo& option, const std::string& text) {
   if (option.kind == OptionKind::Tokens) return Json::parse("[" + text + "]");
   if (option.kind == OptionKind::Rows) {
-    Json lists = Json::array();
-    for (const auto& rows :
-         dllm_cache::parse_option(text, dllm_cache::OptionRange<dllm_cache::RowLists>{})->blocks)
-      lists.push_back(rows);
-    return lists;
+    const auto lists =
+        dllm_cache::parse_option(text, dllm_cache::OptionRange<dllm_cache::RowLists>{});
+    return Json(lists->blocks);
   }
   if (option.kind == OptionKind::Word || text == option.word) return text;
   if (option.kind == OptionKind::Flag) return text == "true";
