@@ -7,6 +7,7 @@
 #include <cmath>
 #include <numeric>
 #include <random>
+#include <span>
 #include <vector>
 
 #include "dllm_cache/dllm_cache.hpp"
@@ -115,5 +116,45 @@ static void BM_gather_scatter(benchmark::State& state) {
   state.SetItemsProcessed(state.iterations() * response);
 }
 BENCHMARK(BM_gather_scatter)->ArgName("width")->Arg(1024)->Arg(4096);
+
+// What a policy that watches attention is told of one layer, as the library computes it: p of some
+// rows over all keys, summed over rows and heads. LLaDA-8B's heads; 2 flops a watched row, key and
+// column.
+static void BM_column_sums(benchmark::State& state) {
+  const Index watched = state.range(0), keys = state.range(1), heads = 32, width = 128;
+  const auto q = random_floats(watched * heads * width, 1);
+  const auto k = random_floats(keys * heads * width, 2);
+  std::vector<float> scores(static_cast<std::size_t>(watched * keys));
+  std::vector<float> sums(static_cast<std::size_t>(keys));
+  std::vector<const float*> queries(static_cast<std::size_t>(watched));
+  const auto p = dense_view(scores.data(), watched, keys);
+  for (auto _ : state) {
+    std::fill(sums.begin(), sums.end(), 0.0F);
+    for (Index head = 0; head < heads; ++head) {
+      for (Index i = 0; i < watched; ++i)
+        queries[static_cast<std::size_t>(i)] = q.data() + (i * heads + head) * width;
+      detail::score_keys<float, float>(queries, dense_view(k.data(), keys, heads * width),
+                                       head * width, width, 1.0 / std::sqrt(128.0), p);
+      for (Index i = 0; i < watched; ++i) {
+        detail::softmax_scores(std::span(p.row(i), static_cast<std::size_t>(keys)), keys);
+        for (Index key = 0; key < keys; ++key) sums[static_cast<std::size_t>(key)] += p.row(i)[key];
+      }
+    }
+    benchmark::DoNotOptimize(sums.data());
+    benchmark::ClobberMemory();
+  }
+  const double all = std::accumulate(sums.begin(), sums.end(), 0.0);
+  if (std::abs(all - static_cast<double>(watched * heads)) > 1e-3 * static_cast<double>(watched))
+    state.SkipWithError("probabilities of a row and head must sum to 1");
+  state.counters["flops"] =
+      benchmark::Counter(2.0 * static_cast<double>(watched * keys * heads * width) *
+                             static_cast<double>(state.iterations()),
+                         benchmark::Counter::kIsRate);
+}
+BENCHMARK(BM_column_sums)
+    ->ArgNames({"watched", "keys"})
+    ->Args({32, 1149})
+    ->Args({32, 2048})
+    ->Args({256, 1149});
 
 BENCHMARK_MAIN();

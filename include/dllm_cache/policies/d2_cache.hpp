@@ -160,11 +160,8 @@ struct D2CachePolicy {
       memory.rows.push_back(static_cast<Index>(row));
       sum += memory.importance[row];
     }
-    std::sort(memory.rows.begin(), memory.rows.end(), [&](Index a, Index b) {
-      const float x = memory.importance[static_cast<std::size_t>(a)];
-      const float y = memory.importance[static_cast<std::size_t>(b)];
-      return x > y || (x == y && a < b);
-    });
+    std::sort(memory.rows.begin(), memory.rows.end(),
+              detail::LargestFirst<float>{memory.importance});
     float running = 0.0F;
     for (std::size_t i = 0; i < memory.rows.size(); ++i) {
       const auto row = static_cast<std::size_t>(memory.rows[i]);

@@ -2,6 +2,8 @@
 #pragma once
 
 #include <algorithm>
+#include <cmath>
+#include <limits>
 #include <span>
 #include <vector>
 
@@ -10,29 +12,32 @@
 // Rows by a number of theirs, for policies that rank them.
 namespace dllm_cache::inline v0_1::detail {
 
-/// Writes to `rows` the rows with the `count` largest numbers among those that `admits(row)`, ties
-/// to the lower row, all where there are fewer; ascending.
+/// Orders rows by a number of theirs, the largest first, ties to the lower row, NaN behind all.
+template <class Number>
+struct LargestFirst {
+  std::span<const Number> numbers;
+  [[nodiscard]] Number rank(Index row) const {
+    const Number number = numbers[static_cast<std::size_t>(row)];
+    return std::isnan(number) ? -std::numeric_limits<Number>::infinity() : number;
+  }
+  bool operator()(Index a, Index b) const {
+    const Number x = rank(a), y = rank(b);
+    return x > y || (x == y && a < b);
+  }
+};
+
+/// Writes to `rows` the rows with the `count` largest numbers among those that `admits(row)`, all
+/// where there are fewer, ascending; see LargestFirst.
 template <class Number, class Admits>
 void take_largest(std::span<const Number> numbers, Index count, const Admits& admits,
                   std::vector<Index>& rows) {
   rows.clear();
   for (Index row = 0; row < static_cast<Index>(numbers.size()); ++row)
     if (admits(row)) rows.push_back(row);
-  if (static_cast<Index>(rows.size()) > count) {
-    const auto before = [&](Index a, Index b) {
-      const Number x = numbers[static_cast<std::size_t>(a)];
-      const Number y = numbers[static_cast<std::size_t>(b)];
-      return x > y || (x == y && a < b);
-    };
-    std::nth_element(rows.begin(), rows.begin() + count, rows.end(), before);
-    rows.resize(static_cast<std::size_t>(count));
-    std::sort(rows.begin(), rows.end());
-  }
-}
-template <class Admits>
-void take_largest(std::span<const float> numbers, Index count, const Admits& admits,
-                  std::vector<Index>& rows) {
-  take_largest<float>(numbers, count, admits, rows);
+  if (static_cast<Index>(rows.size()) <= count) return;
+  std::nth_element(rows.begin(), rows.begin() + count, rows.end(), LargestFirst<Number>{numbers});
+  rows.resize(static_cast<std::size_t>(count));
+  std::sort(rows.begin(), rows.end());
 }
 
 /// Whether these are ascending rows in [0, count), each once.

@@ -94,8 +94,9 @@ struct SparseDllmPolicy {
             facts.query_scores[static_cast<std::size_t>(memory.rows[static_cast<std::size_t>(j)])]);
       memory.pooled[static_cast<std::size_t>(memory.rows[static_cast<std::size_t>(i)])] = best;
     }
-    detail::take_largest(memory.pooled, static_cast<Index>(static_cast<double>(count) * keep_ratio),
-                         outside, memory.rows);
+    detail::take_largest(std::span<const float>(memory.pooled),
+                         static_cast<Index>(static_cast<double>(count) * keep_ratio), outside,
+                         memory.rows);
     const std::span<std::uint8_t> kept = kept_in(memory, facts.layer, rows);
     for (const Index row : memory.rows) kept[static_cast<std::size_t>(row)] = 1;
   }
