@@ -75,7 +75,9 @@ struct ElasticPolicy {
     plan.watch(memory.rows, AttentionFact::ColumnSums);
     if (context.stale) return;
     plan.reuse(live);
-    plan.recompute(context.to_settle());
+    // With block-causal attention the rows of a new block have nothing that could be reused.
+    const bool begins = context.shape.attention_block > 0 && context.block_step == 0;
+    plan.recompute(begins ? context.unsettled() : context.to_settle());
     for (const Index row : memory.rows) plan.recompute(row);
     for (const Index row : memory.probes) plan.recompute(row);
     for (Index row = live.begin; row < live.end; ++row)
