@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-// LLaDA in libtorch under the library's denoising loop: a checkpoint folder and a request of
-// dllm-generate in; the answers, and what the cache saved, out.
+// LLaDA and Dream in libtorch under the library's denoising loop, by three functions a layer: a
+// checkpoint folder and a request of dllm-generate in; the answers, and what the cache saved, out.
 #include <cstdio>
 
 #include "programs/run/both_ways.hpp"
-#include "torch_llada.hpp"
+#include "torch_model.hpp"
 
 int main(int argc, char** argv) {
   if (argc != 3) {
@@ -14,6 +14,6 @@ int main(int argc, char** argv) {
   return programs::run_program("libtorch_llada", [&] {
     const programs::Request request = programs::read_request(argv[2]);
     torch_runtime::TorchModel model{dllm_cache::models::CheckpointFolder(argv[1])};
-    return programs::answer_both_ways(model, request, {.decoder = "llada"});
+    return programs::answer_both_ways(model, request, {.decoder = model.config().decoder});
   });
 }

@@ -20,55 +20,7 @@ models::CheckpointFolder checkpoint(const Case& golden) {
 
 using Tokens = std::vector<std::int32_t>;
 
-struct Run {
-  std::vector<Tokens> answers;
-  std::vector<DecodingCounts> counts;
-};
-
-/// Sequences `[begin, end)` of a case in one batch.
-template <class M>
-Run run(M& model, const Case& golden, Index begin, Index end) {
-  DenoisingLoop<M> loop(model);
-  DecodingOptions options = golden.options();
-  for (Index i = begin; i < end; ++i) {
-    options.sequence = static_cast<std::uint64_t>(i);
-    loop.add(golden.prompt(i), options, golden.policy());
-  }
-  loop.run();
-  Run done;
-  for (Index i = 0; i < end - begin; ++i) {
-    const auto response = loop.sequence(i).response();
-    done.answers.emplace_back(response.begin(), response.end());
-    done.counts.push_back(loop.counts(i));
-  }
-  return done;
-}
-
 }  // namespace
-
-TEST_CASE("libtorch by plan: golden cases end in the reference's tokens, rows are counted alike",
-          "[libtorch]") {
-  for (const std::string name :
-       {"cache-kp100-kr7-rho025", "cache-half-steps-batch2", "uncached-blocks",
-        "dream-kp25-kr4-rho025", "dream-kp100-kr8-rho025-batch2",
-        "fastdllm-prefix-steps16-p24-r32-b16", "fastdllm-dual-t03-p24-r32-b32",
-        "dkv-reload4-p24-r32-b32-s32", "cfg-interval3-blocks"}) {
-    DYNAMIC_SECTION(name) {
-      const Case golden(name);
-      TorchStepModel model(checkpoint(golden));
-      models::TransformerRunner layered(golden.load(models::Backend::Eigen), 1);
-      const Run whole = run(model, golden, 0, golden.batch());
-      CHECK((whole.counts == run(layered, golden, 0, golden.batch()).counts));
-      for (Index i = 0; i < golden.batch(); ++i) {
-        const auto at = static_cast<std::size_t>(i);
-        CHECK(whole.answers[at] == golden.answer(i));
-        const Run alone = run(model, golden, i, i + 1);
-        CHECK(alone.answers[0] == whole.answers[at]);
-        CHECK((alone.counts[0] == whole.counts[at]));
-      }
-    }
-  }
-}
 
 TEST_CASE("libtorch by plan: rows are selected as LeastSimilarRows does", "[libtorch]") {
   for (const auto type : {torch::kFloat32, torch::kBFloat16}) {
