@@ -74,33 +74,38 @@ std::vector<Tokens> check_both_forms(const std::filesystem::path& folder,
   return expected.answers;
 }
 
-/// Hands torch the memory that it asks for and counts it.
-class CountingAllocator final : public c10::Allocator {
+/// What torch calls the type of a sum of bytes: versions differ.
+template <class Function>
+struct TotalOf;
+template <class Total>
+struct TotalOf<void (c10::MemoryReportingInfoBase::*)(void*, std::int64_t, Total, Total,
+                                                      c10::Device)> {
+  using type = Total;
+};
+
+/// Counts the memory that torch takes.
+class MemoryCounter final : public c10::MemoryReportingInfoBase {
  public:
-  CountingAllocator() { c10::SetAllocator(c10::kCPU, this, 1); }
-  c10::DataPtr allocate(std::size_t bytes) const override {
-    m_bytes += bytes;
-    return m_inner->allocate(bytes);
+  using Total = TotalOf<decltype(&c10::MemoryReportingInfoBase::reportMemoryUsage)>::type;
+
+  void reportMemoryUsage(void* /*memory*/, std::int64_t size, Total /*allocated*/,
+                         Total /*reserved*/, c10::Device /*device*/) override {
+    if (size > 0) m_bytes += static_cast<std::size_t>(size);  // less than 0: given back
   }
-  c10::DeleterFnPtr raw_deleter() const override { return m_inner->raw_deleter(); }
+  [[nodiscard]] bool memoryProfilingEnabled() const override { return true; }
   [[nodiscard]] std::size_t bytes() const { return m_bytes; }
 
  private:
-  c10::Allocator* m_inner = c10::GetAllocator(c10::kCPU);
-  mutable std::size_t m_bytes = 0;
+  std::size_t m_bytes = 0;
 };
-
-CountingAllocator& counting_allocator() {
-  static CountingAllocator allocator;  // torch keeps it to the end
-  return allocator;
-}
 
 /// Bytes that torch takes for tensors of its own while `work` runs.
 template <class Work>
 std::size_t torch_bytes(const Work& work) {
-  const std::size_t before = counting_allocator().bytes();
+  const auto counter = std::make_shared<MemoryCounter>();
+  const c10::DebugInfoGuard guard(c10::DebugInfoKind::PROFILER_STATE, counter);
   work();
-  return counting_allocator().bytes() - before;
+  return counter->bytes();
 }
 
 }  // namespace
