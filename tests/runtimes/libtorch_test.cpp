@@ -19,6 +19,9 @@ using torch_runtime::TorchStepModel;
 
 namespace {
 
+// The models are tiny: on a busy machine torch's threads do nothing but wait for each other.
+const bool on_one_thread = (at::set_num_threads(1), true);
+
 TorchModel load(const std::string& name) {
   return TorchModel(models::CheckpointFolder(golden::folder() / "models" / name));
 }
@@ -143,7 +146,7 @@ TEST_CASE("libtorch: Dream answers under every policy as the bundled model does"
                                          .similarity_threshold = no_similarity_threshold}}};
   for (const auto& [name, policy] : policies) {
     DYNAMIC_SECTION(name) {
-      check_both_forms(golden::folder() / "models/dream-tiny", {{3, 1, 4, 1, 5}, {9, 2, 6}},
+      check_both_forms(golden::folder() / "models/dream-tiny", {{3, 1, 4, 1, 5, 9, 2}},
                        {.response = 16, .block_length = 8}, policy);
     }
   }
