@@ -8,10 +8,10 @@
 
 int main(int argc, char** argv) {
   if (argc != 3) {
-    std::fprintf(stderr, "usage: libtorch_llada MODEL-FOLDER REQUEST.json\n");
+    std::fprintf(stderr, "usage: libtorch_layers MODEL-FOLDER REQUEST.json\n");
     return 2;
   }
-  return programs::run_program("libtorch_llada", [&] {
+  return programs::run_program("libtorch_layers", [&] {
     const programs::Request request = programs::read_request(argv[2]);
     torch_runtime::TorchModel model{dllm_cache::models::CheckpointFolder(argv[1])};
     return programs::answer_both_ways(model, request, {.decoder = model.config().decoder});
