@@ -72,7 +72,8 @@ inline void rotate(const Tensor& x, const Turn& turn) {
                              .permute({1, 2, 0, 3})
                              .reshape({kv_heads, group * rows, dim});
   const Tensor seen = mask.defined() ? mask.repeat({group, 1}) : Tensor();
-#if TORCH_VERSION_MAJOR >= 2
+  // libtorch 2.0 has this function, too, which copied keys or values there, on the processor.
+#if TORCH_VERSION_MAJOR > 2 || (TORCH_VERSION_MAJOR == 2 && TORCH_VERSION_MINOR >= 2)
   const Tensor a = queries.unsqueeze(0), b = heads_of(keys).unsqueeze(0),
                c = heads_of(values).unsqueeze(0);
   const Tensor mixed = seen.defined() ? at::scaled_dot_product_attention(a, b, c, seen)
