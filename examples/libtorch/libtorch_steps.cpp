@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // LLaDA and Dream in libtorch by plan: whole steps on a device, features included. Prints what
-// libtorch_llada does.
+// libtorch_layers does.
 #include <CLI/CLI.hpp>
 
 #include "device_options.hpp"

@@ -2,8 +2,12 @@
 // Whole steps carried out by libtorch, from lists.
 #include "libtorch/torch_steps.hpp"
 
+#include <ATen/record_function.h>
+
 #undef CHECK  // torch brings that of its logging library, which ends the program
 #include <catch2/catch.hpp>
+#include <map>
+#include <memory>
 
 #include "tests/support/golden_case.hpp"
 
@@ -20,51 +24,73 @@ models::CheckpointFolder checkpoint(const Case& golden) {
 
 using Tokens = std::vector<std::int32_t>;
 
-struct Run {
-  std::vector<Tokens> answers;
-  std::vector<DecodingCounts> counts;
-};
+/// Operations of torch while it is watched, by name.
+std::map<std::string, int>* watched = nullptr;
 
-/// Sequences `[begin, end)` of a case in one batch.
-template <class M>
-Run run(M& model, const Case& golden, Index begin, Index end) {
-  DenoisingLoop<M> loop(model);
-  DecodingOptions options = golden.options();
-  for (Index i = begin; i < end; ++i) {
-    options.sequence = static_cast<std::uint64_t>(i);
-    loop.add(golden.prompt(i), options, golden.policy());
-  }
-  loop.run();
-  Run done;
-  for (Index i = 0; i < end - begin; ++i) {
-    const auto response = loop.sequence(i).response();
-    done.answers.emplace_back(response.begin(), response.end());
-    done.counts.push_back(loop.counts(i));
-  }
-  return done;
+std::unique_ptr<at::ObserverContext> count_operation(const at::RecordFunction& operation) {
+  if (watched != nullptr) ++(*watched)[operation.name()];
+  return nullptr;
 }
+
+/// Counts operations while `work` runs.
+template <class Work>
+std::map<std::string, int> operations_of(const Work& work) {
+  std::map<std::string, int> counts;
+  const auto handle = at::addThreadLocalCallback(
+      at::RecordFunctionCallback(count_operation).scopes({at::RecordScope::FUNCTION}));
+  watched = &counts;
+  work();
+  watched = nullptr;
+  at::removeCallback(handle);
+  return counts;
+}
+
+/// Operations that wait for a device because the host must know what they give, or how long it is.
+int host_reads(const std::map<std::string, int>& counts) {
+  int reads = 0;
+  for (const auto& [name, count] : counts)
+    for (const char* waits :
+         {"aten::item", "aten::_local_scalar_dense", "aten::is_nonzero", "aten::nonzero",
+          "aten::masked_select", "aten::equal", "aten::_unique2", "aten::repeat_interleave"})
+      if (name == waits) reads += count;
+  return reads;
+}
+
+/// Notes what every step does.
+struct WatchedModel : TorchStepModel {
+  using TorchStepModel::TorchStepModel;
+  void forward(std::span<SequenceStep<Features>> batch, MatrixView<float> logits) {
+    steps.push_back(operations_of([&] { TorchStepModel::forward(batch, logits); }));
+  }
+  std::vector<std::map<std::string, int>> steps;
+};
 
 }  // namespace
 
-TEST_CASE("libtorch by plan: golden cases end in the reference's tokens, rows are counted alike",
-          "[libtorch]") {
-  for (const std::string name :
-       {"cache-kp100-kr7-rho025", "cache-half-steps-batch2", "uncached-blocks",
-        "dream-kp25-kr4-rho025", "dream-kp100-kr8-rho025-batch2",
-        "fastdllm-prefix-steps16-p24-r32-b16", "fastdllm-dual-t03-p24-r32-b32",
-        "dkv-reload4-p24-r32-b32-s32", "cfg-interval3-blocks"}) {
-    DYNAMIC_SECTION(name) {
-      const Case golden(name);
-      TorchStepModel model(checkpoint(golden));
-      models::TransformerRunner layered(golden.load(models::Backend::Eigen), 1);
-      const Run whole = run(model, golden, 0, golden.batch());
-      CHECK((whole.counts == run(layered, golden, 0, golden.batch()).counts));
-      for (Index i = 0; i < golden.batch(); ++i) {
-        const auto at = static_cast<std::size_t>(i);
-        CHECK(whole.answers[at] == golden.answer(i));
-        const Run alone = run(model, golden, i, i + 1);
-        CHECK(alone.answers[0] == whole.answers[at]);
-        CHECK((alone.counts[0] == whole.counts[at]));
+TEST_CASE("libtorch by plan: nothing is read back from the device within a step", "[libtorch]") {
+  // The means: each of these would be seen.
+  const torch::Tensor numbers = torch::arange(4);
+  CHECK(host_reads(operations_of([&] { (void)numbers.max().item<std::int64_t>(); })) > 0);
+  CHECK(host_reads(operations_of([&] { (void)numbers.index({numbers > 1}); })) > 0);
+  CHECK(host_reads(operations_of([&] { (void)(numbers + 1); })) == 0);
+
+  BlockVerifyPolicy fixed = balanced_fixed_policy(), threshold = fixed;
+  threshold.similarity_threshold = 0.9;
+  for (const auto& name : {"llada-tiny", "dream-tiny"}) {
+    for (const AnyPolicy& policy :
+         {AnyPolicy(NoCache{}), AnyPolicy(fixed), AnyPolicy(threshold),
+          AnyPolicy(DualCachePolicy{}),
+          AnyPolicy(
+              DllmCachePolicy{.prompt_interval = 6, .response_interval = 3, .ratio = 0.25})}) {
+      WatchedModel model(models::CheckpointFolder(golden::folder() / "models" / name));
+      DenoisingLoop<WatchedModel> loop(model);
+      for (const Tokens& prompt : {Tokens{3, 1, 4, 1, 5}, Tokens{9, 2, 6}})
+        loop.add(prompt, {.response = 8, .block_length = 4, .guidance_scale = 0.5}, policy);
+      loop.run();
+      REQUIRE(model.steps.size() >= 8);
+      for (const auto& step : model.steps) {
+        CHECK(step.count("aten::linear") == 1);
+        CHECK(host_reads(step) == 0);
       }
     }
   }
