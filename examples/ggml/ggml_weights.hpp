@@ -39,7 +39,11 @@ struct GgmlConfig {
   [[nodiscard]] Index query_width() const { return heads.heads * heads.head_dim; }
   [[nodiscard]] Index kv_width() const { return heads.kv_heads * heads.head_dim; }
   [[nodiscard]] dllm_cache::ModelShape shape() const {
-    return {layers, width, query_width(), kv_width()};
+    return {.layers = layers,
+            .width = width,
+            .query_width = query_width(),
+            .kv_width = kv_width(),
+            .heads = heads.heads};
   }
 };
 

@@ -118,6 +118,7 @@ struct StepPart {
   std::int64_t begin = 0;  ///< Of its rows among those of all sequences.
   Kind cached = {}, plain = {};
   std::size_t key_ends = 0;
+  std::size_t seen = 0;        ///< Rows that exist, where others are hidden.
   std::size_t old_deltas = 0;  ///< For each row in the pass, the row of its kept delta, or 0.
   std::size_t stored_places = 0, stored_rows = 0;  ///< Which deltas are kept, and where.
   bool masked = false, has_stored = false;
@@ -143,6 +144,7 @@ class StepBatch {
         made.rows = m_upload.add(kind->rows);
       }
       part.key_ends = m_upload.add(lists.key_ends);
+      part.seen = m_upload.add(lists.seen);
       for (const std::int32_t end : lists.key_ends) part.masked |= end != lists.keys;
       add_deltas(part);
       tokens.insert(tokens.end(), step.tokens.begin(), step.tokens.end());

@@ -20,6 +20,7 @@ namespace torch_runtime {
 class TorchStepModel : public TorchTransformer {
  public:
   using Features = TorchFeatures;
+  static constexpr bool hides_rows = true;  ///< Hidden rows are left out of attention.
 
   /// Reads a checkpoint folder; throws what read_weights() does.
   explicit TorchStepModel(const dllm_cache::models::CheckpointFolder& folder,
@@ -110,7 +111,7 @@ class TorchStepModel : public TorchTransformer {
       const std::int64_t verified = computed.verified;
       const auto [picked, squares] =
           select_rows(v.slice(0, 0, verified), values.index_select(0, rows.slice(0, 0, verified)),
-                      lists.verify_count);
+                      lists.verify_count_in(number));
       made.rows = torch::cat({rows.index_select(0, picked), rows.slice(0, verified)});
       made.places = torch::cat({places.index_select(0, picked), places.slice(0, verified)});
       if (lists.similarity_threshold < dllm_cache::no_similarity_threshold) {
@@ -132,14 +133,20 @@ class TorchStepModel : public TorchTransformer {
                      one.left_alone.defined()
                          ? torch::where(one.left_alone, keys.index_select(0, one.rows), k)
                          : k);
-    const std::int64_t seen = one.part->lists->keys;
+    // Where rows are hidden the others are gathered, else all up to the last that is seen are.
+    const auto& lists = *one.part->lists;
+    const Tensor seen = batch[one.part->seen];
+    const auto existing = [&](const Tensor& rows) {
+      return lists.hides ? rows.index_select(0, seen) : rows.slice(0, 0, lists.keys);
+    };
     Tensor mask;
     if (one.part->masked) {
       const Tensor ends = batch[one.part->key_ends].index_select(0, one.places - one.part->begin);
-      mask = torch::arange(seen, ends.options()).unsqueeze(0) < ends.unsqueeze(1);
+      const Tensor numbers = lists.hides ? seen : torch::arange(lists.keys, ends.options());
+      mask = numbers.unsqueeze(0) < ends.unsqueeze(1);
     }
-    return attend(q, keys.slice(0, 0, seen), one.part->features->values[layer].slice(0, 0, seen),
-                  mask, config().heads);
+    return attend(q, existing(keys), existing(one.part->features->values[layer]), mask,
+                  config().heads);
   }
 
   // Deltas of all rows in the pass, like x: those given of rows recomputed, else those kept.

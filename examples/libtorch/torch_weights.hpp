@@ -134,7 +134,11 @@ class TorchTransformer {
  public:
   [[nodiscard]] const TransformerConfig& config() const { return m_weights.config; }
   [[nodiscard]] dllm_cache::ModelShape shape() const {
-    return {config().layers, config().width, config().query_width(), config().kv_width()};
+    return {.layers = config().layers,
+            .width = config().width,
+            .query_width = config().query_width(),
+            .kv_width = config().kv_width(),
+            .heads = config().heads.heads};
   }
   [[nodiscard]] Index vocabulary() const { return config().vocabulary; }
   [[nodiscard]] Index prediction_shift() const { return config().prediction_shift; }

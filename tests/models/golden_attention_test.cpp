@@ -8,7 +8,6 @@
 #include <string>
 
 #include "dllm_cache/decoding/decoding_keys.hpp"
-#include "dllm_cache/policies/policy_table.hpp"
 #include "tests/support/golden_case.hpp"
 
 using namespace dllm_cache;
@@ -26,32 +25,14 @@ std::vector<std::string> all_cases() {
   return names;
 }
 
-// A value of a request as the text of an option; null is none.
-std::string text_of(const nlohmann::json& value) {
-  if (value.is_null()) return "none";
-  if (value.is_string()) return value.get<std::string>();
-  if (!value.is_array()) return value.dump();
-  return option_text(RowLists{value.get<std::vector<std::vector<Index>>>()});
-}
-
 DecodingOptions options_of(const Case& golden, const models::TransformerConfig& config) {
   OptionValues values;
   for (const OptionInfo& key : decoding_keys())
     if (const auto found = golden.request.find(key.key);
         found != golden.request.end() && !found->is_null())
-      values[key.key] = text_of(*found);
+      values[key.key] = found->is_string() ? found->get<std::string>() : found->dump();
   return decoding_options(values,
                           {.decoder = config.decoder, .attention_block = config.attention_block});
-}
-
-AnyPolicy policy_of(const Case& golden) {
-  const PolicyTable table = bundled_policies();
-  const std::string name = golden.request.at("cache_kind");
-  OptionValues values;
-  for (const OptionInfo& option : table.at(name).options)
-    if (const auto found = golden.request.find(option.key); found != golden.request.end())
-      values[option.key] = text_of(*found);
-  return table.make(name, values);
 }
 
 Tokens answer(const Loop& loop, Index id) {
@@ -75,7 +56,7 @@ TEST_CASE("golden attention: every case ends in the reference's tokens, of as ma
       const Case golden(name);
       Runner runner(golden.load(backend), 1);
       Loop loop(runner);
-      loop.add(golden.prompt(0), options_of(golden, runner.config()), policy_of(golden));
+      loop.add(golden.prompt(0), options_of(golden, runner.config()), golden.policy());
       loop.run();
       CHECK(answer(loop, 0) == golden.answer(0));
       CHECK(loop.counts(0).recomputed <= wanted_rows(golden));
@@ -92,7 +73,7 @@ TEST_CASE(
     const Case golden(name);
     Runner runner(golden.load(), 1);
     Loop loop(runner);
-    loop.add(golden.prompt(0), options_of(golden, runner.config()), policy_of(golden));
+    loop.add(golden.prompt(0), options_of(golden, runner.config()), golden.policy());
     const std::vector<std::int64_t> before =
         golden::integers(golden.expected.at("tokens_before_step"));
     Index step = 0;
@@ -133,7 +114,7 @@ TEST_CASE("golden attention: all cases of a model in one batch give each its own
     Loop loop(runner);
     for (const std::string& name : names) {
       const Case golden(name);
-      loop.add(golden.prompt(0), options_of(golden, runner.config()), policy_of(golden));
+      loop.add(golden.prompt(0), options_of(golden, runner.config()), golden.policy());
     }
     loop.run();
     for (std::size_t i = 0; i < names.size(); ++i) {
@@ -152,7 +133,7 @@ TEST_CASE("golden attention: a run that is saved, restored and cloned in its mid
     Runner runner(golden.load(), 1);
     const DecodingOptions options = options_of(golden, runner.config());
     Loop loop(runner);
-    loop.add(golden.prompt(0), options, policy_of(golden));
+    loop.add(golden.prompt(0), options, golden.policy());
     for (Index step = 0; step < 5; ++step) loop.step();
     std::string bytes;
     {
@@ -161,7 +142,7 @@ TEST_CASE("golden attention: a run that is saved, restored and cloned in its mid
       bytes = out.str();
     }
     std::istringstream in(bytes);
-    const Index restored = loop.restore(SnapshotReader(in), policy_of(golden));
+    const Index restored = loop.restore(SnapshotReader(in), golden.policy());
     const Index cloned = loop.clone(0, 0);
     loop.run();
     INFO(name);

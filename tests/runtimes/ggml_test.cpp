@@ -66,6 +66,10 @@ std::vector<std::string> cases() {
                                  "dream-kp25-kr4-rho025",  "dream-kp100-kr8-rho025-batch2"};
   for (const char* kind : {"fastdllm-prefix", "fastdllm-dual", "dkv"})
     for (const std::string& name : golden::cases(kind)) names.push_back(name);
+  // Rows that do not exist for a while.
+  names.insert(names.end(),
+               {"dpad-none-gauss-w20-p20-r36-b12-s18", "dpad-dual-gauss-w36-p24-r48-b12-s24",
+                "streaming-w8-alpha03-t03-p24-r48-b12"});
   return names;
 }
 
@@ -163,6 +167,17 @@ TEST_CASE("ggml: golden cases end in the reference's tokens, with the library's 
   }
 }
 
+TEST_CASE("ggml: caches that look at attention end in the reference's tokens by layers", "[ggml]") {
+  for (const std::string name :
+       {"elastic-gamma09-p24-r32", "elastic-dream-gqa-window10-gamma093-t02-p28-r40",
+        "d2cache-k8-prior10-p24-r32", "sparse-gqa-keep07-kernel5-p40-r16-b16-s16"}) {
+    INFO(name);
+    const Case golden(name);
+    GgmlModel model = by_layers(gguf(golden.request.at("model")), AttentionBy::Flash);
+    check_tokens(answer(model, golden), golden);
+  }
+}
+
 TEST_CASE("ggml: files of fewer bits give nearly the same tokens", "[ggml]") {
   for (const std::string name : {"cache-kp100-kr7-rho025", "dream-kp25-kr4-rho025"})
     for (const ggml_type type : {GGML_TYPE_BF16, GGML_TYPE_Q8_0, GGML_TYPE_Q4_K}) {
@@ -192,6 +207,10 @@ TEST_CASE("ggml: steps refuse what is not known before a graph is built", "[ggml
     loop.add(prompt, {.response = 16}, BlockVerifyPolicy{});
     CHECK_THROWS_WITH(loop.run(), Catch::Contains("similarity_threshold 0.99") &&
                                       Catch::Contains("dllm-cache, prefix, dual"));
+  }
+  SECTION("a policy that decides between layers, by its name") {
+    CHECK_THROWS_WITH(loop.add(prompt, {.response = 16}, ElasticPolicy{}),
+                      Catch::Contains("policy elastic decides between layers"));
   }
   SECTION("none is taken") {
     loop.add(prompt, {.response = 16},

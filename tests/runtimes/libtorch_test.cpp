@@ -120,7 +120,8 @@ TEST_CASE("libtorch: golden cases end in the reference's tokens, by layers and b
         "cache-kp3-kr2-rho0", "cache-deep-model", "cfg-interval3-blocks", "uncached-blocks",
         "dream-kp25-kr4-rho025", "dream-kp100-kr8-rho025-batch2",
         "fastdllm-prefix-steps16-p24-r32-b16", "fastdllm-dual-steps16-p24-r32-b16",
-        "fastdllm-dual-t03-p24-r32-b32", "dkv-reload4-p24-r32-b32-s32"}) {
+        "fastdllm-dual-t03-p24-r32-b32", "dkv-reload4-p24-r32-b32-s32",
+        "dpad-dual-gauss-w36-p24-r48-b12-s24", "streaming-w8-alpha03-t03-p24-r48-b12"}) {
     DYNAMIC_SECTION(name) {
       const Case golden(name);
       std::vector<Tokens> prompts, answers;
@@ -132,6 +133,24 @@ TEST_CASE("libtorch: golden cases end in the reference's tokens, by layers and b
           golden::folder() / "models" / golden.request.at("model").get<std::string>();
       CHECK(check_both_forms(folder, prompts, golden.options(), golden.policy()) == answers);
     }
+  }
+}
+
+TEST_CASE("libtorch: caches that look at attention run by layers, and are refused by plan",
+          "[libtorch]") {
+  for (const std::string name :
+       {"elastic-gamma09-p24-r32", "elastic-dream-gqa-window10-gamma093-t02-p28-r40",
+        "d2cache-k8-prior10-p24-r32", "sparse-gqa-keep07-kernel5-p40-r16-b16-s16"}) {
+    INFO(name);
+    const Case golden(name);
+    const models::CheckpointFolder opened(golden::folder() / "models" /
+                                          golden.request.at("model").get<std::string>());
+    TorchModel layers(opened);
+    CHECK(run(layers, {golden.prompt(0)}, golden.options(), golden.policy()).answers ==
+          std::vector<Tokens>{golden.answer(0)});
+    TorchStepModel steps(opened);
+    CHECK_THROWS_WITH(run(steps, {golden.prompt(0)}, golden.options(), golden.policy()),
+                      Catch::Contains("decides between layers"));
   }
 }
 

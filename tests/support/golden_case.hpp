@@ -14,6 +14,7 @@
 #include "dllm_cache/decoding/denoising_loop.hpp"
 #include "dllm_cache/dllm_cache.hpp"
 #include "dllm_cache/models/load_model.hpp"
+#include "dllm_cache/policies/policy_table.hpp"
 
 namespace golden {
 
@@ -153,10 +154,25 @@ struct Case {
     if (kind == "dual") return dllm_cache::DualCachePolicy{};
     if (kind == "dkv") return dllm_cache::DkvDecodePolicy{request.at("refresh_interval")};
     if (kind == "none") return dllm_cache::NoCache{};
+    if (kind != "dllm-cache") return table_policy(kind);
     const nlohmann::json& cache = request.at("cache");
     return dllm_cache::DllmCachePolicy{.prompt_interval = cache.at("prompt_interval_steps"),
                                        .response_interval = cache.at("gen_interval_steps"),
                                        .ratio = cache.at("transfer_ratio")};
+  }
+  /// The policy of that name with the options that the request has; null is "none".
+  [[nodiscard]] dllm_cache::AnyPolicy table_policy(const std::string& name) const {
+    const dllm_cache::PolicyTable table = dllm_cache::bundled_policies();
+    dllm_cache::OptionValues values;
+    for (const dllm_cache::OptionInfo& option : table.at(name).options)
+      if (const auto found = request.find(option.key); found != request.end())
+        values[option.key] = found->is_null()     ? "none"
+                             : found->is_string() ? found->get<std::string>()
+                             : found->is_array()
+                                 ? dllm_cache::option_text(dllm_cache::RowLists{
+                                       found->get<std::vector<std::vector<Index>>>()})
+                                 : found->dump();
+    return table.make(name, values);
   }
   /// Rows in all forwards of the reference; 0: not told.
   [[nodiscard]] Index reference_rows() const {
