@@ -490,7 +490,9 @@ class RandomRun {
   }
 
   static bool may_be_refused(const Plain& plain) {
-    return plain.policy().traits(plain.shape()).name.starts_with("random");
+    // Who hides rows relies on a first step of each block.
+    const PolicyTraits traits = plain.policy().traits(plain.shape());
+    return traits.name.starts_with("random") || traits.hides_rows;
   }
   static bool watches(const Plain& plain) { return plain.policy().watches_layers(); }
 

@@ -63,6 +63,7 @@ class PlainFeatures {
     const bool same =
         shape.attention_block > 0 && shape.attention_block == m_shape.attention_block &&
         shape.causal_commit == m_shape.causal_commit && phases % shape.attention_block == 0;
+    const Range stored_before = m_policy.traits(this->shape()).stored_deltas;
     m_shape = shape;
     m_positions.resize(static_cast<std::size_t>(keep));
     for (Index row = keep; row < shape.rows(); ++row)
@@ -87,7 +88,11 @@ class PlainFeatures {
       if (unit_end(row) <= final_rows) m_final[static_cast<std::size_t>(row)] = 1;
     m_last_open = std::min(m_last_open, keep);
     m_memory = m_policy.make_memory();
-    if (!same || !m_memory.empty()) forget();
+    const Range stored = m_policy.traits(this->shape()).stored_deltas;
+    bool all_there = true;
+    for (Index row = 0; row < keep; ++row)
+      if (stored.contains(row) && !stored_before.contains(row)) all_there = false;
+    if (!same || !all_there || !m_memory.empty()) forget();
   }
 
   /// All features are gone: the next step computes every live row.
