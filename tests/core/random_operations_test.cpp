@@ -464,16 +464,15 @@ class RandomRun {
     for (std::size_t i = 0; i < batch.size(); ++i) {
       Sequence& one = *batch[i];
       std::vector<Told> again;
-      std::vector<Index> ends;
       RandomMemories::told = &again;
-      one.plain.step(plans[i], all[i], ends);
+      one.plain.step(plans[i], all[i]);
       RandomMemories::told = nullptr;
       one.story.step_done();
       if (in_pass[i].rows != Plain::rows_in_pass(plans[i]))
         throw Disagreement(base::text("other rows were in the pass in #", one.number));
       for (const Index row : in_pass[i].rows)
         if (pass.find(row, static_cast<Index>(i)).has_value() !=
-            (ends[static_cast<std::size_t>(row)] == m_model.shape().layers))
+            (one.plain.ends()[static_cast<std::size_t>(row)] == m_model.shape().layers))
           throw Disagreement(base::text("row ", row, " of #", one.number, " ended, or did not"));
       if (const auto row = first_difference(in_pass[i], all[i]))
         throw Disagreement(base::text("row ", *row, " of #", one.number, " differs"));

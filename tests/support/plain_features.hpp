@@ -135,9 +135,10 @@ class PlainFeatures {
   [[nodiscard]] const std::string& refusal() const { return m_refusal; }
 
   /// Carries a plan out over all rows x [T, d] in place; rows that rest stay what they were. With
-  /// what the policy asks for between layers; says in `ends` how many layers each row went through.
-  void step(StepPlan plan, Matrix<Scalar>& x, std::vector<Index>& ends) {
+  /// what the policy asks for between layers.
+  void step(StepPlan plan, Matrix<Scalar>& x) {
     const Index layers = m_model->shape().layers;
+    std::vector<Index>& ends = m_ends;
     ends.assign(plan.rows.size(), layers);
     m_means.clear();
     for (Index number = 0; number < layers; ++number) {
@@ -180,6 +181,8 @@ class PlainFeatures {
     shape.positions = m_positions;
     return shape;
   }
+  /// How many layers each row may have gone through in the last step.
+  [[nodiscard]] const std::vector<Index>& ends() const { return m_ends; }
   [[nodiscard]] const AnyPolicy& policy() const { return m_policy; }
   [[nodiscard]] const RowCounts& counts() const { return m_counts; }
   [[nodiscard]] Index steps() const { return m_step; }
@@ -539,7 +542,8 @@ class PlainFeatures {
   const TinyModel<Scalar, Stored>* m_model;
   AnyPolicy m_policy;
   detail::AnyMemory m_memory, m_step_memory;  // of the last step that was done, of the one planned
-  StepContext m_context;                      // between the layers of a step
+  std::vector<Index> m_ends;
+  StepContext m_context;                              // between the layers of a step
   std::map<Index, Matrix<Scalar>> m_fresh_queries;    // of the layer that is done, by row
   std::vector<std::vector<Stored>> m_queries_before;  // of the probes
   bool m_probed = false;
