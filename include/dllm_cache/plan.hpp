@@ -51,7 +51,7 @@ struct StepPlan {
   std::vector<Index> layer_counts;       ///< `verify_count` of each layer; empty: the same in all.
   std::vector<std::uint8_t> hidden;      ///< One flag a row, 1: nobody sees it; empty: none.
   std::vector<std::uint8_t> layer_keys;  ///< `[layers, T]`, 0: not seen in that layer unless it is
-                                         ///< recomputed; empty: all are seen.
+                                         ///< in the pass; empty: all are seen.
   std::vector<Index> watched;            ///< Rows whose attention is told, ascending; see watch().
   AttentionFact fact = AttentionFact::None;
   std::vector<Index> probes;    ///< Rows whose attention is compared, ascending; see probe().
@@ -107,8 +107,8 @@ struct StepPlan {
     return !hidden.empty() && hidden[static_cast<std::size_t>(row)] != 0;
   }
   /// Asks that `layer` see the keys of these rows alone (one flag a row, 1: seen), and of those
-  /// that are recomputed; throws std::logic_error for a layer that is not there or another number
-  /// of flags.
+  /// that are in the pass: each of them sees itself, whatever it turns out that it has to do.
+  /// Throws std::logic_error for a layer that is not there or another number of flags.
   void limit_keys(Index layer, std::span<const std::uint8_t> seen) {
     check_layer("limit_keys", layer);
     if (seen.size() != rows.size())
@@ -126,7 +126,7 @@ struct StepPlan {
     const auto at = static_cast<std::size_t>(row);
     return layer_keys.empty() ||
            layer_keys[static_cast<std::size_t>(layer) * rows.size() + at] != 0 ||
-           rows[at] == RowAction::Recompute;
+           rows[at] != RowAction::Absent;
   }
   /// Whether every row is seen in every layer.
   [[nodiscard]] bool sees_all() const { return hidden.empty() && layer_keys.empty(); }
@@ -140,8 +140,8 @@ struct StepPlan {
     fact = asked;
   }
   /// Asks that after every cached layer the attention of these rows be compared with what it was
-  /// after the last step, ascending rows that are recomputed and whose queries are stored; throws
-  /// like watch().
+  /// after the last step, ascending rows that are recomputed and whose queries are stored; all keys
+  /// that they see must have been stored too. Throws like watch().
   void probe(std::span<const Index> which) {
     if (!probes.empty())
       base::refuse_call("StepPlan of policy ", policy, ": probe() may be called once a plan");

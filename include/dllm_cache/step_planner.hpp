@@ -56,7 +56,7 @@ class StepPlanner {
   /// Goes on with another shape of the same policy: rows `[0, keep)` keep what is stored of them,
   /// later ones have nothing; the step counter runs on. Where attention is bidirectional or its
   /// blocks lie elsewhere, nothing stays final, and a policy's memory begins anew: the planner is
-  /// stale then.
+  /// stale then. So it is where deltas of kept rows are to be stored that were not before.
   ///
   /// Throws std::logic_error while a step is open, std::invalid_argument for a shape that reset()
   /// refuses, for `keep` outside [0, the rows of either shape] and for kept rows at other
@@ -69,6 +69,9 @@ class StepPlanner {
         shape.attention_block == m_shape.attention_block &&
         shape.causal_commit == m_shape.causal_commit && shape.attention_block > 0 &&
         (shape.attention_phase - m_shape.attention_phase) % shape.attention_block == 0;
+    const Range stored{traits.stored_deltas.begin, std::min(keep, traits.stored_deltas.end)};
+    const bool same_deltas = stored.empty() || (m_traits.stored_deltas.begin <= stored.begin &&
+                                                stored.end <= m_traits.stored_deltas.end);
     m_positions.resize(rows);
     for (std::size_t row = kept; row < rows; ++row)
       m_positions[row] =
@@ -81,7 +84,7 @@ class StepPlanner {
     m_traits = traits;
     m_final.keep(m_shape, keep);
     m_memory = m_fresh_memory;
-    if (!same_blocks || !m_memory.empty()) m_stale = true;
+    if (!same_blocks || !same_deltas || !m_memory.empty()) m_stale = true;
   }
 
   /// Checks a reshape() and makes room for it, so that it cannot throw; throws what it would.
@@ -290,9 +293,9 @@ class StepPlanner {
   // A plain forward of what the plan does not hide.
   void recompute_all() {
     const Range live = m_context.live();
-    for (Index row = live.begin; row < live.end; ++row)
+    for (Index row = 0; row < m_shape.rows(); ++row)
       m_plan.rows[static_cast<std::size_t>(row)] =
-          m_plan.hides(row) ? RowAction::Absent : RowAction::Recompute;
+          live.contains(row) && !m_plan.hides(row) ? RowAction::Recompute : RowAction::Absent;
     m_plan.verify_count = 0;
     m_plan.similarity_threshold = no_similarity_threshold;
     m_plan.layer_counts.clear();

@@ -30,9 +30,9 @@ struct Story {
   SequenceShape shape;  // without positions
   std::vector<std::int32_t> positions;
   std::vector<Index> tokens;
-  std::vector<std::uint8_t> masked, changed;
+  std::vector<std::uint8_t> masked, changed, candidates;
   std::vector<std::uint16_t> unchanged_steps;
-  std::vector<float> confidence;
+  std::vector<float> confidence, entropy;
   Range block;
   Index block_step = 0;
   bool block_done = false;
@@ -58,6 +58,7 @@ struct Story {
     changed.assign(rows, 0);
     unchanged_steps.assign(rows, 65535);
     confidence.assign(rows, 0.0F);
+    entropy.assign(rows, 0.0F);
     choose_block(random);
     look_at_tokens();
   }
@@ -99,6 +100,7 @@ struct Story {
     for (std::size_t row = static_cast<std::size_t>(keep); row < rows; ++row) changed[row] = 0;
     unchanged_steps.resize(rows, 65535);
     confidence.resize(rows, 0.0F);
+    entropy.resize(rows, 0.0F);
     choose_block(random);
     look_at_tokens();
     return keep;
@@ -106,7 +108,12 @@ struct Story {
 
   void look_at_tokens() {
     masked.clear();
-    for (const Index token : tokens) masked.push_back(token == 12 ? 1 : 0);
+    candidates.clear();
+    for (const Index token : tokens) {
+      masked.push_back(token == 12 ? 1 : 0);
+      const auto row = static_cast<Index>(candidates.size());
+      candidates.push_back(token == 12 && block.contains(row) ? 1 : 0);
+    }
   }
 
   void change_tokens(RandomNumbers& random) {
@@ -117,6 +124,7 @@ struct Story {
       unchanged_steps[row] = 0;
     }
     for (float& one : confidence) one = static_cast<float>(random.signed_unit());
+    for (float& one : entropy) one = static_cast<float>(random.unit());
     if (random.below(3) == 0) choose_block(random);
     look_at_tokens();
   }
@@ -135,7 +143,9 @@ struct Story {
             .changed = changed,
             .confidence = confidence,
             .unchanged_steps = unchanged_steps,
-            .block_done = block_done};
+            .block_done = block_done,
+            .candidates = candidates,
+            .entropy = entropy};
   }
 };
 
@@ -434,31 +444,56 @@ class RandomRun {
     all.reserve(batch.size());
     for (Sequence* one : batch) all.push_back(m_model.embed(one->story.tokens));
     CallLog calls;
+    std::vector<Told> told;
+    RandomMemories::told = &told;
     if (fate == 1) calls.throw_at = m_random.below(3 * m_model.shape().layers);
     std::vector<PassRows<float>> in_pass;
     try {
       in_pass = run_pass(pass, m_model, all, &calls, m_random.below(2) * 3);
     } catch (const CallbackError&) {
       m_log << "  callback " << calls.throw_at << " threw\n";
+      RandomMemories::told = nullptr;
       for (Sequence* one : batch) one->plain.forget();
       return;
     }
+    RandomMemories::told = nullptr;
     expect(calls.broken_rule.empty(), calls.broken_rule.c_str());
+    std::vector<Sequence*> watchers;
+    for (Sequence* one : batch)
+      if (watches(one->plain)) watchers.push_back(one);
     for (std::size_t i = 0; i < batch.size(); ++i) {
       Sequence& one = *batch[i];
+      std::vector<Told> again;
+      RandomMemories::told = &again;
       one.plain.step(plans[i], all[i]);
+      RandomMemories::told = nullptr;
       one.story.step_done();
       if (in_pass[i].rows != Plain::rows_in_pass(plans[i]))
         throw Disagreement(base::text("other rows were in the pass in #", one.number));
+      for (const Index row : in_pass[i].rows)
+        if (pass.find(row, static_cast<Index>(i)).has_value() !=
+            (one.plain.ends()[static_cast<std::size_t>(row)] == m_model.shape().layers))
+          throw Disagreement(base::text("row ", row, " of #", one.number, " ended, or did not"));
       if (const auto row = first_difference(in_pass[i], all[i]))
         throw Disagreement(base::text("row ", *row, " of #", one.number, " differs"));
+      // The library tells all sequences of a layer, then those of the next.
+      const auto place = std::find(watchers.begin(), watchers.end(), &one) - watchers.begin();
+      for (std::size_t layer = 0; layer < again.size(); ++layer) {
+        const Told& got = told.at(layer * watchers.size() + static_cast<std::size_t>(place));
+        if (!got.agrees(again[layer]))
+          throw Disagreement(base::text('#', one.number, " was told:\n", got.text(), "\nplainly:\n",
+                                        again[layer].text(), '\n'));
+      }
       ++m_steps;
     }
   }
 
   static bool may_be_refused(const Plain& plain) {
-    return plain.policy().traits(plain.shape()).name == "random";
+    // Who hides rows relies on a first step of each block.
+    const PolicyTraits traits = plain.policy().traits(plain.shape());
+    return traits.name.starts_with("random") || traits.hides_rows;
   }
+  static bool watches(const Plain& plain) { return plain.policy().watches_layers(); }
 
   void drop(typename Workspace<float, Stored>::PassType pass, const std::vector<Sequence*>& batch) {
     const Index layers = m_random.below(m_model.shape().layers);

@@ -14,7 +14,7 @@ namespace dllm_cache::testing {
 
 /// Rows that one layer was asked for in one step.
 struct LayerRows {
-  Index value = 0, query_key = 0, delta = 0;
+  Index value = 0, query_key = 0, delta = 0, feature = 0;
   friend bool operator==(const LayerRows&, const LayerRows&) = default;
 };
 
@@ -58,6 +58,14 @@ class CountingLayer {
     expect(is_dense(q) && is_dense(k), "query_key: dense from 64 bytes on");
     m_layer.query_key(x, positions, q, k);
     fail_if_told(k);
+  }
+  void verify_feature(MatrixView<const Scalar> x,
+                      MatrixView<Scalar> f) requires ComputesVerifyFeatures<Layer, Scalar> {
+    m_log.layers.back().feature += x.rows;
+    expect(x.rows > 0 && f.rows == x.rows, "verify_feature: rows");
+    expect(is_dense(f), "verify_feature: dense from 64 bytes on");
+    m_layer.verify_feature(x, f);
+    fail_if_told(f);
   }
   void delta(MatrixView<const Scalar> x, MatrixView<const Scalar> q,
              std::span<const Segment<Stored>> segments, MatrixView<Scalar> u) {

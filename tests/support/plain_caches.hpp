@@ -37,6 +37,7 @@ struct PlainStep {
   Index prompt = 0, rows = 0, shift = 0;
   std::vector<std::vector<std::int32_t>> history;  // tokens before each step, this one last
   std::int32_t mask = 0;
+  std::map<Index, double> committed = {};  // by the last step: row, entropy of its prediction
 
   [[nodiscard]] RowSet all() const { return row_range(0, rows); }
   [[nodiscard]] std::int32_t token(Index row, Index steps_ago = 0) const {
@@ -59,6 +60,8 @@ class PlainCache {
   /// True when everything put away is thrown away before this step.
   virtual bool forgets(const PlainStep&) { return false; }
   virtual RowSet rows_in_pass(const PlainStep&) = 0;
+  /// Rows that exist in this step: the others are seen by nobody.
+  virtual RowSet visible(const PlainStep& at) { return at.all(); }
   /// Rows whose keys and values are those of this step from now on.
   virtual RowSet keeps(const PlainStep&, bool block_ended) = 0;
 };
@@ -237,8 +240,9 @@ PlainRun run_plainly(Model& model, PlainCache& cache, const PlainTask& task) {
     for (at.block_step = 0; !block_ended; ++at.block_step, ++at.step) {
       at.history.push_back(tokens);
       if (cache.forgets(at)) kept.clear();
-      const RowSet in_pass = cache.rows_in_pass(at);
-      for (Index row = 0; row < at.rows; ++row)
+      const RowSet in_pass = cache.rows_in_pass(at), visible = cache.visible(at);
+      at.committed.clear();
+      for (const Index row : visible)
         if (in_pass.count(row) == 0 && kept.count(row) == 0)
           throw std::logic_error("plain cache: a row rests whose keys nobody has");
 
@@ -261,7 +265,14 @@ PlainRun run_plainly(Model& model, PlainCache& cache, const PlainTask& task) {
           std::copy_n(k.row(place), k.cols, keys.row(row));
           std::copy_n(v.row(place++), v.cols, values.row(row));
         }
-        const Segment<float> segment{0, count, keys.view(), values.view()};
+        const auto seen = static_cast<Index>(visible.size());
+        Matrix<float> seen_keys(seen, shape.kv_width), seen_values = seen_keys;
+        place = 0;
+        for (const Index row : visible) {
+          std::copy_n(keys.row(row), k.cols, seen_keys.row(place));
+          std::copy_n(values.row(row), v.cols, seen_values.row(place++));
+        }
+        const Segment<float> segment{0, count, seen_keys.view(), seen_values.view()};
         layer.delta(x.view(), q.view(), std::span<const Segment<float>>(&segment, 1), u.view());
         for (std::size_t i = 0; i < x.data.size(); ++i) x.data[i] += u.data[i];
         fresh_keys[number] = keys;
@@ -273,6 +284,7 @@ PlainRun run_plainly(Model& model, PlainCache& cache, const PlainTask& task) {
         std::int32_t token;
         double confidence;
         double next;  // probability of the second likeliest token
+        double entropy;
       };
       std::vector<Best> found;
       Index place = 0;
@@ -287,14 +299,15 @@ PlainRun run_plainly(Model& model, PlainCache& cache, const PlainTask& task) {
         if (excludes_mask)
           logits.data[static_cast<std::size_t>(at.mask)] = -std::numeric_limits<float>::infinity();
         const auto most = std::max_element(logits.data.begin(), logits.data.end());
-        double sum = 0.0, second = 0.0;
+        double sum = 0.0, second = 0.0, weighted = 0.0;
         for (auto logit = logits.data.begin(); logit != logits.data.end(); ++logit) {
           const double weight = std::exp(static_cast<double>(*logit) - static_cast<double>(*most));
           sum += weight;
+          if (weight > 0.0) weighted += weight * std::log(weight);
           if (logit != most) second = std::max(second, weight);
         }
-        found.push_back(
-            {row, static_cast<std::int32_t>(most - logits.data.begin()), 1.0 / sum, second / sum});
+        found.push_back({row, static_cast<std::int32_t>(most - logits.data.begin()), 1.0 / sum,
+                         second / sum, std::log(sum) - weighted / sum});
       }
       std::stable_sort(found.begin(), found.end(),
                        [](const Best& a, const Best& b) { return a.confidence > b.confidence; });
@@ -314,6 +327,7 @@ PlainRun run_plainly(Model& model, PlainCache& cache, const PlainTask& task) {
       for (Index i = 0; i < std::min(wanted, static_cast<Index>(found.size())); ++i) {
         const Best& one = found[static_cast<std::size_t>(i)];
         tokens[static_cast<std::size_t>(one.row)] = one.token;
+        at.committed[one.row] = one.entropy;
         run.margin = std::min(run.margin, one.confidence - one.next);
         if (one.token != at.mask) excludes_mask = false;
       }

@@ -4,7 +4,9 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <iterator>
 #include <limits>
+#include <map>
 #include <optional>
 #include <span>
 #include <stdexcept>
@@ -19,15 +21,25 @@
 
 namespace dllm_cache::testing {
 
+/// What a policy was told of one layer, in double precision.
+struct ToldFacts {
+  LayerFacts facts;  ///< Its spans lead into the lists below.
+  std::vector<Index> watched;
+  std::vector<float> column_sums, query_scores;
+  std::vector<Matrix<float>> head_means;
+  std::vector<MatrixView<const float>> mean_views;
+};
+
 /// What FeatureCache, StepPlanner and Workspace do for one sequence, a second time and row by row:
-/// features lie in one vector a layer, row and kind, and a plan is carried out as it is worded.
-/// Shared with the library are the policy, the layers, and the three sums behind a similarity.
+/// features lie in one vector a layer, row and kind, a plan is carried out as it is worded, and
+/// attention is told from double loops. Shared with the library are the policy, the holder of its
+/// memory, the layers, and the three sums behind a similarity.
 template <class Scalar, class Stored>
 class PlainFeatures {
  public:
   PlainFeatures(const TinyModel<Scalar, Stored>& model, const SequenceShape& shape,
                 AnyPolicy policy)
-      : m_model(&model), m_policy(std::move(policy)) {
+      : m_model(&model), m_policy(std::move(policy)), m_memory(m_policy.make_memory()) {
     reset(shape);
   }
 
@@ -41,6 +53,7 @@ class PlainFeatures {
     m_step = 0;
     m_counts = {};
     m_last_open = 0;
+    m_memory = m_policy.make_memory();
     forget();
   }
 
@@ -50,6 +63,7 @@ class PlainFeatures {
     const bool same =
         shape.attention_block > 0 && shape.attention_block == m_shape.attention_block &&
         shape.causal_commit == m_shape.causal_commit && phases % shape.attention_block == 0;
+    const Range stored_before = m_policy.traits(this->shape()).stored_deltas;
     m_shape = shape;
     m_positions.resize(static_cast<std::size_t>(keep));
     for (Index row = keep; row < shape.rows(); ++row)
@@ -73,7 +87,12 @@ class PlainFeatures {
     for (Index row = 0; row < final_rows; ++row)
       if (unit_end(row) <= final_rows) m_final[static_cast<std::size_t>(row)] = 1;
     m_last_open = std::min(m_last_open, keep);
-    if (!same) forget();
+    m_memory = m_policy.make_memory();
+    const Range stored = m_policy.traits(this->shape()).stored_deltas;
+    bool all_there = true;
+    for (Index row = 0; row < keep; ++row)
+      if (stored.contains(row) && !stored_before.contains(row)) all_there = false;
+    if (!same || !all_there || !m_memory.empty()) forget();
   }
 
   /// All features are gone: the next step computes every live row.
@@ -97,35 +116,48 @@ class PlainFeatures {
     m_open = open_row(input);
     m_settled = settled_rows(input);
     context.settled = m_settled;
+    context.stale = m_stale;
+    m_step_memory = m_memory;
     try {
-      if (m_stale)
-        plan.recompute({0, live});
-      else
-        m_policy.plan(context, plan);
+      if (!m_stale || !m_memory.empty()) m_policy.plan(context, m_step_memory, plan);
+      if (m_stale) plan = everything_of(plan, live);
     } catch (const std::logic_error& error) {
       m_refusal = error.what();
       return std::nullopt;
     }
     check(plan, live);
     if (!m_refusal.empty()) return std::nullopt;
+    m_context = context;
+    static_cast<StepInput&>(m_context) = {
+        .block = input.block, .block_step = input.block_step, .block_done = input.block_done};
     return plan;
   }
   [[nodiscard]] const std::string& refusal() const { return m_refusal; }
 
-  /// Carries a plan out over all rows x [T, d] in place; rows that rest stay what they were.
-  void step(const StepPlan& plan, Matrix<Scalar>& x) {
-    for (Index number = 0; number < m_model->shape().layers; ++number) run_layer(number, plan, x);
+  /// Carries a plan out over all rows x [T, d] in place; rows that rest stay what they were. With
+  /// what the policy asks for between layers.
+  void step(StepPlan plan, Matrix<Scalar>& x) {
+    const Index layers = m_model->shape().layers;
+    std::vector<Index>& ends = m_ends;
+    ends.assign(plan.rows.size(), layers);
+    m_means.clear();
+    for (Index number = 0; number < layers; ++number) {
+      run_layer(number, plan, ends, x);
+      if (m_policy.watches_layers()) change(number, plan, ends);
+    }
     m_counts.rows += static_cast<Index>(rows_in_pass(plan).size());
+    m_memory = m_step_memory;
     m_final.assign(static_cast<std::size_t>(m_shape.rows()), 0);
     std::fill_n(m_final.begin(), m_settled, std::uint8_t{1});
     const Index most = m_shape.attention_block == 0 ? 0 : m_shape.causal_commit ? m_open : m_live;
     for (Index row = m_settled; row < most; row = unit_end(row)) {
-      const auto unit = std::span(plan.rows).subspan(static_cast<std::size_t>(row),
-                                                     static_cast<std::size_t>(unit_end(row) - row));
-      if (!std::all_of(unit.begin(), unit.end(),
-                       [](RowAction action) { return action == RowAction::Recompute; }))
-        break;
-      std::fill_n(m_final.begin() + row, unit.size(), std::uint8_t{1});
+      bool whole = true;
+      for (Index one = row; one < unit_end(row); ++one)
+        if (plan.rows[static_cast<std::size_t>(one)] != RowAction::Recompute ||
+            ends[static_cast<std::size_t>(one)] < layers)
+          whole = false;
+      if (!whole) break;
+      std::fill_n(m_final.begin() + row, unit_end(row) - row, std::uint8_t{1});
     }
     m_last_open = m_open;
     m_stale = false;
@@ -149,6 +181,8 @@ class PlainFeatures {
     shape.positions = m_positions;
     return shape;
   }
+  /// How many layers each row may have gone through in the last step.
+  [[nodiscard]] const std::vector<Index>& ends() const { return m_ends; }
   [[nodiscard]] const AnyPolicy& policy() const { return m_policy; }
   [[nodiscard]] const RowCounts& counts() const { return m_counts; }
   [[nodiscard]] Index steps() const { return m_step; }
@@ -156,7 +190,7 @@ class PlainFeatures {
 
  private:
   struct Row {
-    std::vector<Stored> key, value, delta;  // empty: never computed
+    std::vector<Stored> key, value, delta, query, feature;  // empty: never computed
   };
   using Features = std::vector<Row>;  // of one layer
 
@@ -205,84 +239,274 @@ class PlainFeatures {
     return !m_layers.front()[static_cast<std::size_t>(row)].key.empty();
   }
 
+  // A plain forward of what is not hidden.
+  [[nodiscard]] StepPlan everything_of(const StepPlan& asked, Index live) const {
+    StepPlan plan;
+    plan.clear(static_cast<Index>(asked.rows.size()), m_model->shape().layers, "plain");
+    plan.hidden = asked.hidden;
+    plan.layer_keys = asked.layer_keys;
+    plan.watched = asked.watched;
+    plan.fact = asked.fact;
+    for (Index row = 0; row < live; ++row)
+      if (!is_hidden(plan, row)) plan.recompute(row);
+    return plan;
+  }
+
+  static bool is_hidden(const StepPlan& plan, Index row) {
+    return !plan.hidden.empty() && plan.hidden[static_cast<std::size_t>(row)] == 1;
+  }
+  static bool is_seen(const StepPlan& plan, Index layer, Index row) {
+    const auto at = static_cast<std::size_t>(row);
+    if (is_hidden(plan, row)) return false;
+    if (plan.layer_keys.empty() || plan.rows[at] != RowAction::Absent) return true;
+    return plan.layer_keys[static_cast<std::size_t>(layer) * plan.rows.size() + at] == 1;
+  }
+  static bool is_seen_anywhere(const StepPlan& plan, Index layers, Index row) {
+    for (Index layer = 0; layer < layers; ++layer)
+      if (is_seen(plan, layer, row)) return true;
+    return false;
+  }
+
   void check(const StepPlan& plan, Index live) {
+    const Index layers = m_model->shape().layers;
     const PolicyTraits traits = m_policy.traits(shape());
     Index verified = 0, keys_read = 0;
     for (const Index row : rows_in_pass(plan)) {
       const RowAction action = plan.rows[static_cast<std::size_t>(row)];
       if (row >= live) m_refusal = "a row is in the pass that does not live yet";
+      if (is_hidden(plan, row)) m_refusal = "a row is in the pass that is hidden";
       if (action == RowAction::Verify) ++verified;
       if (action != RowAction::Recompute && (!computed(row) || !traits.stored_deltas.contains(row)))
         m_refusal = "a row is to be reused that nobody has";
       keys_read = std::max(keys_read, seen(row));
     }
     if (plan.verify_count > verified) m_refusal = "more rows are to be selected than verified";
+    for (const Index count : plan.layer_counts)
+      if (count > verified) m_refusal = "more rows are to be selected in a layer than verified";
     for (Index row = 0; row < keys_read; ++row)
-      if (plan.rows[static_cast<std::size_t>(row)] == RowAction::Absent && !computed(row))
+      if (plan.rows[static_cast<std::size_t>(row)] == RowAction::Absent && !computed(row) &&
+          is_seen_anywhere(plan, layers, row))
         m_refusal = "a row rests whose key nobody has";
+    for (const Index probe : plan.probes)
+      for (Index row = 0; row < seen(probe); ++row)
+        if (!computed(row) && is_seen_anywhere(plan, layers, row))
+          m_refusal = "a probe sees a key that was not there";
     for (Index row = m_settled; row < std::min(keys_read, m_open); ++row)
-      if (plan.rows[static_cast<std::size_t>(row)] != RowAction::Recompute)
+      if (plan.rows[static_cast<std::size_t>(row)] != RowAction::Recompute &&
+          is_seen_anywhere(plan, layers, row))
         m_refusal = "a row of a finished block is read that is not what it will be";
   }
 
-  void run_layer(Index number, const StepPlan& plan, Matrix<Scalar>& x) {
+  void run_layer(Index number, const StepPlan& plan, const std::vector<Index>& ends,
+                 Matrix<Scalar>& x) {
     Features& rows = m_layers[static_cast<std::size_t>(number)];
     const TinyLayer<Scalar, Stored> layer = m_model->layer(number);
     const ModelShape widths = m_model->shape();
+    const PolicyTraits traits = m_policy.traits(shape());
     const bool cached = plan.cached_layers.begin <= number && number < plan.cached_layers.end;
     std::vector<std::pair<double, Index>> verified;  // rank and row
-    std::vector<Index> recomputed;
+    std::vector<Index> in_layer, recomputed, with_value, with_key;
     for (const Index row : rows_in_pass(plan)) {
+      if (ends[static_cast<std::size_t>(row)] <= number) continue;
+      in_layer.push_back(row);
       const RowAction asked =
           cached ? plan.rows[static_cast<std::size_t>(row)] : RowAction::Recompute;
       if (asked == RowAction::Reuse) continue;
-      Matrix<Scalar> v(1, widths.kv_width);
-      layer.value(dense_view<const Scalar>(x.row(row), 1, x.cols), v.view());
-      ++m_counts.values;
-      std::vector<Stored>& kept = rows[static_cast<std::size_t>(row)].value;
-      if (asked == RowAction::Verify)
-        verified.emplace_back(rank(v, kept), row);
-      else
-        recomputed.push_back(row);
-      kept = rounded(v);
+      if (asked == RowAction::Recompute) recomputed.push_back(row);
+      if (asked == RowAction::Recompute || traits.stores_verified_keys) {
+        with_key.push_back(row);
+        with_value.push_back(row);
+      } else if (!traits.verifies_features) {
+        with_value.push_back(row);
+      }
+      Row& kept = rows[static_cast<std::size_t>(row)];
+      if (traits.verifies_features) {
+        Matrix<Scalar> f(1, widths.verify_width);
+        layer.verify_feature(one_row(x, row), f.view());
+        if (asked == RowAction::Verify) verified.emplace_back(rank(f, kept.feature), row);
+        kept.feature = rounded(f);
+      } else if (asked == RowAction::Verify) {
+        Matrix<Scalar> v(1, widths.kv_width);
+        layer.value(one_row(x, row), v.view());
+        verified.emplace_back(rank(v, kept.value), row);
+      }
     }
     std::stable_sort(verified.begin(), verified.end(),
                      [](const auto& a, const auto& b) { return a.first < b.first; });
-    if (!verified.empty())
-      for (Index i = 0; i < plan.verify_count; ++i) {
-        const auto& [square, row] = verified[static_cast<std::size_t>(i)];
-        if (std::copysign(std::sqrt(std::abs(square)), square) < plan.similarity_threshold)
-          recomputed.push_back(row);
-      }
+    const Index count = plan.layer_counts.empty()
+                            ? plan.verify_count
+                            : plan.layer_counts[static_cast<std::size_t>(number)];
+    for (Index i = 0; i < std::min(count, static_cast<Index>(verified.size())); ++i) {
+      const auto& [square, row] = verified[static_cast<std::size_t>(i)];
+      if (std::copysign(std::sqrt(std::abs(square)), square) >= plan.similarity_threshold) continue;
+      recomputed.push_back(row);
+      if (!traits.stores_verified_keys) with_key.push_back(row);
+      if (!traits.stores_verified_keys && traits.verifies_features) with_value.push_back(row);
+    }
 
-    std::vector<Matrix<Scalar>> queries;
-    for (const Index row : recomputed) {
+    m_fresh_queries.clear();
+    const Matrix<Stored> keys_before = stacked(rows, &Row::key);
+    m_queries_before.clear();
+    for (const Index row : plan.probes)
+      m_queries_before.push_back(rows[static_cast<std::size_t>(row)].query);
+    m_probed = cached && !plan.probes.empty();
+    for (const Index row : with_value) {
+      Matrix<Scalar> v(1, widths.kv_width);
+      layer.value(one_row(x, row), v.view());
+      rows[static_cast<std::size_t>(row)].value = rounded(v);
+    }
+    m_counts.values += static_cast<Index>(with_value.size());
+    for (const Index row : with_key) {
       Matrix<Scalar> q(1, widths.query_width), k(1, widths.kv_width);
-      layer.query_key(dense_view<const Scalar>(x.row(row), 1, x.cols),
+      layer.query_key(one_row(x, row),
                       std::span(m_positions).subspan(static_cast<std::size_t>(row), 1), q.view(),
                       k.view());
       rows[static_cast<std::size_t>(row)].key = rounded(k);
-      queries.push_back(std::move(q));
+      if (std::find(recomputed.begin(), recomputed.end(), row) == recomputed.end()) continue;
+      rows[static_cast<std::size_t>(row)].query = rounded(q);
+      m_fresh_queries[row] = std::move(q);
     }
     m_counts.recomputed += static_cast<Index>(recomputed.size());
 
+    // Those that are seen, side by side.
     const Matrix<Stored> keys = stacked(rows, &Row::key), values = stacked(rows, &Row::value);
-    for (std::size_t i = 0; i < recomputed.size(); ++i) {
-      const Index row = recomputed[i], visible = seen(row);
+    for (const Index row : recomputed) {
+      Matrix<Stored> seen_keys(keys.rows, keys.cols), seen_values(keys.rows, keys.cols);
+      Index visible = 0;
+      for (Index other = 0; other < seen(row); ++other) {
+        if (!is_seen(plan, number, other)) continue;
+        std::copy_n(keys.row(other), keys.cols, seen_keys.row(visible));
+        std::copy_n(values.row(other), keys.cols, seen_values.row(visible++));
+      }
       Matrix<Scalar> u(1, x.cols);
-      layer.delta_row(x.row(row), queries[i].row(0),
-                      dense_view(keys.data.data(), visible, keys.cols),
-                      dense_view(values.data.data(), visible, values.cols), u.row(0));
+      layer.delta_row(x.row(row), m_fresh_queries.at(row).row(0),
+                      dense_view<const Stored>(seen_keys.data.data(), visible, keys.cols),
+                      dense_view<const Stored>(seen_values.data.data(), visible, keys.cols),
+                      u.row(0));
       tiny::add(x.row(row), u.row(0), x.cols);
       rows[static_cast<std::size_t>(row)].delta = rounded(u);
     }
-    for (const Index row : rows_in_pass(plan)) {
+    for (const Index row : in_layer) {
       if (std::find(recomputed.begin(), recomputed.end(), row) != recomputed.end()) continue;
       std::vector<Scalar> u;
       for (const Stored one : rows[static_cast<std::size_t>(row)].delta)
         u.push_back(static_cast<Scalar>(one));
       tiny::add(x.row(row), u.data(), x.cols);
     }
+    if (m_policy.watches_layers()) look(number, plan, ends, cached, keys_before, keys);
+  }
+
+  // p of every head over all rows, 0 where the row does not see: a softmax in double.
+  template <class T>
+  std::vector<std::vector<double>> attention(Index number, const StepPlan& plan, Index row,
+                                             const T* query, const Matrix<Stored>& keys) const {
+    const TinyWeights<Scalar>& w = m_model->layers.front();
+    std::vector<std::vector<double>> p;
+    for (Index head = 0; head < w.heads; ++head) {
+      std::vector<double>& one =
+          p.emplace_back(std::vector<double>(static_cast<std::size_t>(keys.rows)));
+      double total = 0.0;
+      for (Index key = 0; key < seen(row); ++key)
+        if (is_seen(plan, number, key)) {
+          const double score = dot(query, keys, head, key) / std::sqrt(double(w.head_dim));
+          total += one[static_cast<std::size_t>(key)] = std::exp(score);
+        }
+      for (double& number_of : one) number_of /= total;
+    }
+    return p;
+  }
+  template <class T>
+  double dot(const T* query, const Matrix<Stored>& keys, Index head, Index key) const {
+    const TinyWeights<Scalar>& w = m_model->layers.front();
+    double sum = 0.0;
+    for (Index i = 0; i < w.head_dim; ++i)
+      sum += static_cast<double>(query[head * w.head_dim + i]) *
+             static_cast<double>(keys.row(key)[head / (w.heads / w.kv_heads) * w.head_dim + i]);
+    return sum;
+  }
+
+  // What is to be told of a layer that is done.
+  void look(Index number, const StepPlan& plan, const std::vector<Index>& ends, bool cached,
+            const Matrix<Stored>& keys_before, const Matrix<Stored>& keys) {
+    const auto heads = static_cast<double>(m_model->layers.front().heads);
+    const auto all = static_cast<std::size_t>(keys.rows);
+    const auto goes_on = [&](Index row) { return ends[static_cast<std::size_t>(row)] > number; };
+    m_told = {};
+    std::copy_if(plan.watched.begin(), plan.watched.end(), std::back_inserter(m_told.watched),
+                 goes_on);
+    std::vector<double> sums(all), scores(all, -std::numeric_limits<double>::infinity());
+    Matrix<float> means(static_cast<Index>(m_told.watched.size()), keys.rows);
+    for (std::size_t i = 0; i < m_told.watched.size(); ++i) {
+      const Index row = m_told.watched[i];
+      for (const auto& p : attention(number, plan, row, m_fresh_queries.at(row).row(0), keys))
+        for (std::size_t key = 0; key < all; ++key) {
+          sums[key] += p[key];
+          means.row(static_cast<Index>(i))[key] += static_cast<float>(p[key] / heads);
+        }
+    }
+    if (!m_told.watched.empty()) {
+      const auto rows = static_cast<double>(m_told.watched.size());
+      for (Index key = 0; key < seen(m_told.watched.back()); ++key) {
+        if (!is_seen(plan, number, key)) continue;
+        double score = 0.0;
+        for (const Index row : m_told.watched)
+          for (Index head = 0; head < m_model->layers.front().heads; ++head)
+            score += dot(m_fresh_queries.at(row).row(0), keys, head, key);
+        scores[static_cast<std::size_t>(key)] = score / rows / heads;
+      }
+      if (plan.fact == AttentionFact::ColumnSums)
+        m_told.column_sums.assign(sums.begin(), sums.end());
+      if (plan.fact == AttentionFact::QueryScores)
+        m_told.query_scores.assign(scores.begin(), scores.end());
+      if (plan.fact == AttentionFact::HeadMeans) m_means.push_back(means);
+    }
+    m_told.head_means = m_means;
+    double similarity = 0.0, pairs = 0.0;
+    for (std::size_t i = 0; m_probed && i < plan.probes.size(); ++i) {
+      const Index row = plan.probes[i];
+      if (!goes_on(row)) continue;
+      const auto before = attention(number, plan, row, m_queries_before[i].data(), keys_before);
+      const auto now = attention(number, plan, row, m_fresh_queries.at(row).row(0), keys);
+      for (Index key = 0; key < seen(row); ++key) {
+        if (!is_seen(plan, number, key)) continue;
+        double both = 0.0, old_square = 0.0, new_square = 0.0;
+        for (std::size_t head = 0; head < now.size(); ++head) {
+          const double a = before[head][static_cast<std::size_t>(key)],
+                       b = now[head][static_cast<std::size_t>(key)];
+          both += a * b;
+          old_square += a * a;
+          new_square += b * b;
+        }
+        similarity +=
+            both / (std::max(1e-8, std::sqrt(old_square)) * std::max(1e-8, std::sqrt(new_square)));
+        pairs += 1.0;
+      }
+    }
+    for (Matrix<float>& one : m_told.head_means) m_told.mean_views.push_back(one.view());
+    m_told.facts = {.layer = number,
+                    .cached = cached,
+                    .column_sums = m_told.column_sums,
+                    .head_means = m_told.mean_views,
+                    .query_scores = m_told.query_scores,
+                    .probe_similarity = similarity / pairs,
+                    .watched = m_told.watched};
+  }
+
+  // What the policy wants changed from the next layer on.
+  void change(Index number, StepPlan& plan, std::vector<Index>& ends) {
+    LayerChange change;
+    m_policy.after_layer(m_context, m_told.facts, m_step_memory, change);
+    const Index next = number + 1;
+    if (next == m_model->shape().layers) return;
+    if (change.recompute_rest && next < plan.cached_layers.end)
+      plan.cached_layers.end = std::max(next, plan.cached_layers.begin);
+    if (change.verify_count) {
+      plan.layer_counts.resize(static_cast<std::size_t>(m_model->shape().layers),
+                               plan.verify_count);
+      plan.layer_counts[static_cast<std::size_t>(next)] = *change.verify_count;
+    }
+    for (const Index row : change.ended)
+      ends[static_cast<std::size_t>(row)] = std::min(ends[static_cast<std::size_t>(row)], next);
   }
 
   // NaN, the least similar, comes first.
@@ -295,6 +519,9 @@ class PlainFeatures {
     return std::isnan(cosine) ? -std::numeric_limits<double>::infinity() : cosine;
   }
 
+  static MatrixView<const Scalar> one_row(Matrix<Scalar>& x, Index row) {
+    return dense_view<const Scalar>(x.row(row), 1, x.cols);
+  }
   static std::vector<Stored> rounded(const Matrix<Scalar>& row) {
     std::vector<Stored> to;
     for (const Scalar one : row.data) to.push_back(static_cast<Stored>(one));
@@ -314,6 +541,14 @@ class PlainFeatures {
 
   const TinyModel<Scalar, Stored>* m_model;
   AnyPolicy m_policy;
+  detail::AnyMemory m_memory, m_step_memory;  // of the last step that was done, of the one planned
+  std::vector<Index> m_ends;
+  StepContext m_context;                              // between the layers of a step
+  std::map<Index, Matrix<Scalar>> m_fresh_queries;    // of the layer that is done, by row
+  std::vector<std::vector<Stored>> m_queries_before;  // of the probes
+  bool m_probed = false;
+  std::vector<Matrix<float>> m_means;  // of the layers that are done
+  ToldFacts m_told;
   SequenceShape m_shape;
   std::vector<std::int32_t> m_positions;
   std::vector<Features> m_layers;

@@ -17,4 +17,28 @@ struct ScriptedPolicy {
   void plan(const StepContext& context, StepPlan& plan) const { script(context, plan); }
 };
 
+/// The same between layers too, with a memory of one number. Its snapshots name no options.
+struct ScriptedWatcher {
+  struct Memory {
+    Index number = 0;
+    static void visit_fields(auto& self, auto&& visit) { visit("number", self.number); }
+    [[nodiscard]] static bool fits(const SequenceShape&, Index) { return true; }
+  };
+  PolicyTraits held = {.name = "watcher"};
+  std::function<void(const StepContext&, Memory&, StepPlan&)> script =
+      [](const StepContext& context, Memory&, StepPlan& plan) { plan.recompute(context.live()); };
+  std::function<void(const LayerFacts&, Memory&, LayerChange&)> look = [](const LayerFacts&,
+                                                                          Memory&, LayerChange&) {};
+
+  static void visit_options(auto&, auto&&) {}
+  [[nodiscard]] PolicyTraits traits(const SequenceShape&) const { return held; }
+  void plan(const StepContext& context, Memory& memory, StepPlan& plan) const {
+    script(context, memory, plan);
+  }
+  void after_layer(const StepContext&, const LayerFacts& facts, Memory& memory,
+                   LayerChange& change) const {
+    look(facts, memory, change);
+  }
+};
+
 }  // namespace dllm_cache::testing

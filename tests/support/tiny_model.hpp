@@ -97,14 +97,14 @@ template <class Scalar>
 /// Weights of one layer. The widths all differ, so that none can be taken for another.
 template <class Scalar>
 struct TinyWeights {
-  Index width = 6, heads = 4, kv_heads = 2, head_dim = 4, hidden = 5;
-  std::vector<Scalar> value, key, query, output, up, down;
+  Index width = 6, heads = 4, kv_heads = 2, head_dim = 4, hidden = 5, feature_width = 3;
+  std::vector<Scalar> value, key, query, output, up, down, feature;
 
   [[nodiscard]] Index query_width() const { return heads * head_dim; }
   [[nodiscard]] Index kv_width() const { return kv_heads * head_dim; }
 };
 
-/// The three functions of a TransformerLayer over TinyWeights.
+/// The three functions of a TransformerLayer over TinyWeights, and a feature to verify rows by.
 template <class Scalar, class Stored = Scalar>
 struct TinyLayer {
   const TinyWeights<Scalar>* weights = nullptr;
@@ -126,6 +126,13 @@ struct TinyLayer {
       tiny::rotate(q.row(row), weights->heads, weights->head_dim, position);
       tiny::project(normed.data(), x.cols, weights->key, k.row(row), k.cols);
       tiny::rotate(k.row(row), weights->kv_heads, weights->head_dim, position);
+    }
+  }
+  void verify_feature(MatrixView<const Scalar> x, MatrixView<Scalar> f) const {
+    std::vector<Scalar> normed(static_cast<std::size_t>(x.cols));
+    for (Index row = 0; row < x.rows; ++row) {
+      tiny::norm(x.row(row), x.cols, normed.data());
+      tiny::project(normed.data(), x.cols, weights->feature, f.row(row), f.cols);
     }
   }
   void delta(MatrixView<const Scalar> x, MatrixView<const Scalar> q,
@@ -171,6 +178,9 @@ struct TinyModel {
       w.output = random.vector<Scalar>(w.query_width() * w.width);
       w.up = random.vector<Scalar>(w.width * w.hidden, scale);
       w.down = random.vector<Scalar>(w.hidden * w.width);
+      // From numbers of their own: the other weights of a seed stay what they were without it.
+      w.feature = RandomNumbers(seed + static_cast<std::uint64_t>(i))
+                      .vector<Scalar>(w.width * w.feature_width, scale);
       layers.push_back(std::move(w));
     }
     embeddings = Matrix<Scalar>(vocabulary, layers.front().width);
@@ -182,7 +192,12 @@ struct TinyModel {
 
   [[nodiscard]] ModelShape shape() const {
     const TinyWeights<Scalar>& w = layers.front();
-    return {static_cast<Index>(layers.size()), w.width, w.query_width(), w.kv_width()};
+    return {.layers = static_cast<Index>(layers.size()),
+            .width = w.width,
+            .query_width = w.query_width(),
+            .kv_width = w.kv_width(),
+            .heads = w.heads,
+            .verify_width = w.feature_width};
   }
   [[nodiscard]] TinyLayer<Scalar, Stored> layer(Index i) const {
     return {&layers[static_cast<std::size_t>(i)]};

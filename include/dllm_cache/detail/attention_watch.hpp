@@ -45,6 +45,7 @@ class AttentionWatch {
     const auto watched = static_cast<Index>(plan.watched.size());
     const auto probes = static_cast<Index>(plan.probes.size());
     m_means_done.clear();
+    m_probes = false;
     if (watched == 0 && probes == 0) return;
     m_queries.reserve(static_cast<std::size_t>(std::max(watched, probes)));
     m_scores.ensure(std::max(watched, probes) * rows);
@@ -89,6 +90,7 @@ class AttentionWatch {
                      .cached = plan.cached_layers.contains(layer.number),
                      .watched = plan.watched};
     if (m_probes) facts.probe_similarity = probe_similarity(layer);
+    facts.head_means = m_means_done;
     if (plan.watched.empty()) return facts;
     switch (plan.fact) {
       case AttentionFact::None:
@@ -170,8 +172,10 @@ class AttentionWatch {
   void add_head_means(const Layer& layer) {
     const auto watched = static_cast<Index>(layer.planner.plan().watched.size());
     const auto rows = static_cast<Index>(m_sums.size());
-    const MatrixView<float> means =
-        dense_view(m_means.data() + layer.number * watched * rows, watched, rows);
+    // Behind those of the last layer: fewer rows may be watched than there.
+    Index begin = 0;
+    for (const MatrixView<const float>& done : m_means_done) begin += done.rows * done.cols;
+    const MatrixView<float> means = dense_view(m_means.data() + begin, watched, rows);
     std::fill_n(means.data, watched * rows, 0.0F);
     const float share = 1.0F / static_cast<float>(layer.model.heads);
     for (Index head = 0; head < layer.model.heads; ++head) {
@@ -192,7 +196,8 @@ class AttentionWatch {
       const Scalar* const query = fresh_query(layer, row);
       for (Index col = 0; col < model.query_width; ++col) mean[col] += query[col];
     }
-    const Index keys = seen_keys(layer);
+    // Rows that none of them sees may never have been computed.
+    const Index keys = layer.order.seen_before(layer.planner.key_end(watched.back()));
     std::fill(m_sums.begin(), m_sums.end(), -std::numeric_limits<float>::infinity());
     for (Index key = 0; key < keys; ++key) sum_of(layer, key) = 0.0F;
     const MatrixView<float> scores = dense_view(m_scores.data(), 1, keys);
@@ -208,10 +213,10 @@ class AttentionWatch {
 
   double probe_similarity(const Layer& layer) {
     const std::span<const Index> probes = layer.planner.plan().probes;
-    const Index keys = seen_keys(layer);
-    const auto count = static_cast<std::size_t>(keys);
-    double total = 0.0;
+    double total = 0.0, pairs = 0.0;
     for (std::size_t i = 0; i < probes.size(); ++i) {
+      const Index visible = layer.order.seen_before(layer.planner.key_end(probes[i]));
+      const auto count = static_cast<std::size_t>(visible);
       const std::span<float> dot = std::span(m_squares).first(count);
       const std::span<float> old_square = std::span(m_squares).subspan(count, count);
       const std::span<float> new_square = std::span(m_squares).subspan(2 * count, count);
@@ -232,8 +237,9 @@ class AttentionWatch {
         const double new_norm = std::max(1e-8, std::sqrt(static_cast<double>(new_square[key])));
         total += static_cast<double>(dot[key]) / (old_norm * new_norm);
       }
+      pairs += static_cast<double>(visible);
     }
-    return total / static_cast<double>(probes.size() * count);
+    return total / pairs;
   }
 
   std::vector<const Scalar*> m_queries;

@@ -129,6 +129,10 @@ struct PlanCheck {
       if (!traits.stored_queries.contains(row))
         refuse_row(row, "is probed, but lies outside stored_queries");
     }
+    if (plan.probes.empty()) return;
+    for (Index row = 0; row < context.shape.key_end(plan.probes.back(), open); ++row)
+      if (!is_stored(row) && is_seen(row))
+        refuse_row(row, "is seen by a row that is probed, but had no key in the last step");
   }
   void check_list(const char* what, std::span<const Index> list) const {
     Index before = -1;
@@ -191,6 +195,9 @@ struct PlanChange {
     if (plan.row_ends.empty()) plan.row_ends.assign(plan.rows.size(), layers);
     Index& row_end = plan.row_ends[at];
     row_end = std::min(row_end, layer + 1);
+    // Nothing is told of its attention in layers that it does not reach.
+    std::erase(plan.watched, row);
+    std::erase(plan.probes, row);
   }
 };
 

@@ -33,7 +33,8 @@ void Workspace<Scalar, Stored, Selector>::verify_features(Layer& layer, MatrixVi
       if (!sequence.verified.empty()) select_rows(sequence, number);
     }
   } else {
-    base::refuse_call("Workspace: policy ", m_sequences.front().cache->m_planner.traits().name,
+    const auto asks = std::find_if(m_sequences.begin(), m_sequences.end(), by_features);
+    base::refuse_call("Workspace: policy ", asks->cache->m_planner.traits().name,
                       " verifies features, which layer ", number,
                       " does not have: write verify_feature()");
   }
@@ -93,7 +94,7 @@ requires RowSelector<Selector, Scalar, Stored>
 void Workspace<Scalar, Stored, Selector>::select_rows(Sequence& sequence, Index layer) {
   const Index verified = sequence.verified.size();
   const StepPlan& plan = sequence.cache->m_planner.plan();
-  const Index count = plan.verify_count_in(layer);
+  const Index count = std::min(plan.verify_count_in(layer), verified);  // some may have ended
   sequence.cache->m_selector.select(
       std::span<const SimilaritySums>(m_sums).subspan(
           static_cast<std::size_t>(sequence.verified.begin), static_cast<std::size_t>(verified)),

@@ -67,6 +67,7 @@ struct SpaCachePolicy {
     const SequenceShape& shape = context.shape;
     const bool warm = context.step <= warmup_steps;
     const bool all_due = context.step % prompt_interval == 0 || warm;
+    plan.cached_layers.begin = 1;
     if (all_due)
       plan.recompute(context.prompt());
     else
@@ -84,7 +85,6 @@ struct SpaCachePolicy {
       plan.verify_in_layer(
           layer, static_cast<Index>(rows * share_at(static_cast<double>(layer) /
                                                     static_cast<double>(context.layers))));
-    plan.cached_layers.begin = 1;
   }
 
   /// Share of the response that a layer at this depth recomputes, in [0, 1): layer / layers.
