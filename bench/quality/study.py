@@ -33,7 +33,8 @@ SEED = 7  # of the questions; the model was trained on another stream
 
 DECODING = {"one": [], **{f"threshold-{t}": ["--threshold", str(t)]
                           for t in (0.9, 0.95, 0.97, 0.99, 0.995, 0.998)}}
-PUBLISHED = ["prefix", "dual", "vicinity", "freecache", "dkv", "changed-rows"]
+PUBLISHED = ["prefix", "dual", "vicinity", "freecache", "dkv", "changed-rows", "elastic", "d2cache",
+             "sparse", "dpad", "streaming", "window", "spa", "dynamic", "entropy"]
 FAST = "threshold-0.995"  # the threshold that keeps most answers
 
 

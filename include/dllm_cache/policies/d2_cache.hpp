@@ -119,6 +119,10 @@ struct D2CachePolicy {
     add_attended(memory);
     // The row before the response flows for the response's first row alone.
     if (shift > 0) memory.flows[static_cast<std::size_t>(prompt - 1)] = takes_first ? 1 : 0;
+    // A gap in the first row of all, which counts as the prompt there, predicts itself.
+    for (Index row = 0; row < prompt; ++row)
+      if (context.masked[static_cast<std::size_t>(row)] != 0)
+        memory.flows[static_cast<std::size_t>(row)] = 1;
     inflate(memory.flows);
   }
 

@@ -87,7 +87,10 @@ struct ElasticPolicy {
 
   void after_layer(const StepContext& context, const LayerFacts& facts, Memory& memory,
                    LayerChange& change) const {
-    const auto found = [&](Index row) { return memory.masked[static_cast<std::size_t>(row)] == 0; };
+    const Range live = context.live();
+    const auto found = [&](Index row) {
+      return live.contains(row) && memory.masked[static_cast<std::size_t>(row)] == 0;
+    };
     detail::take_largest(facts.column_sums, track_num, found, memory.best);
     for (const Index row : memory.best) memory.chosen[static_cast<std::size_t>(row)] = 1;
     if (facts.layer + 1 == context.layers) {

@@ -23,11 +23,14 @@ void plan_kept_suffix(const StepContext& context, SuffixHost host, const Keeps& 
   const Range block = context.block, live = context.live();
   for (Index row = block.end; row < live.end; ++row)
     if (!keeps(row)) plan.hide({row, row + 1});
-  const Index begin = std::max<Index>(0, block.begin - context.shape.prediction_shift);
-  const bool all = host == SuffixHost::None || context.block_step == 0;
-  const Index first = all ? context.unsettled().begin : begin;
-  const Index end = all || host == SuffixHost::Prefix ? live.end : block.end;
-  for (Index row = std::min(first, begin); row < end; ++row)
+  Range rows{std::max<Index>(0, block.begin - context.shape.prediction_shift),
+             host == SuffixHost::Dual ? block.end : live.end};
+  // Without a cache nothing is kept, finished blocks neither.
+  if (host == SuffixHost::None)
+    rows = live;
+  else if (context.block_step == 0)
+    rows = context.unsettled();
+  for (Index row = rows.begin; row < rows.end; ++row)
     if (!plan.hides(row)) plan.recompute(row);
 }
 
