@@ -17,7 +17,31 @@ import study
 NAMES = {"none": "none", "dllm-cache": "dLLM-Cache", "balanced": "block-verify",
          "block-verify-published-settings": "block-verify, dLLM-Cache's settings",
          "prefix": "prefix cache", "dual": "dual cache", "vicinity": "vicinity",
-         "freecache": "FreeCache", "dkv": "dKV-Cache", "changed-rows": "changed rows"}
+         "freecache": "FreeCache", "dkv": "dKV-Cache", "changed-rows": "changed rows",
+         "elastic": "Elastic-Cache", "d2cache": "d2Cache", "sparse": "Sparse-dLLM", "dpad": "DPad",
+         "streaming": "Streaming-dLLM", "window": "Window-Diffusion", "spa": "SPA-Cache",
+         "dynamic": "Dynamic-dLLM", "entropy": "EntropyCache"}
+# What a row and layer of it takes in memory (kv: width of keys and of values, d: of the hidden
+# state), and when to take it.
+CHOICE = {
+    "none": ("none", "reference"),
+    "balanced": ("2 kv + d of response rows", "nearly all answers kept, with every decoding rule"),
+    "dual": ("2 kv", "short blocks in long responses; fewest operations"),
+    "prefix": ("2 kv", "short responses after long prompts"),
+    "vicinity": ("2 kv", "where the dual cache loses at the edges of blocks"),
+    "dllm-cache": ("2 kv + d of response rows", "long prompts, one block; its tokens are published"),
+    "freecache": ("2 kv", "long prompts: one full forward in all"),
+    "dkv": ("2 kv", "decoding without blocks"),
+    "changed-rows": ("2 kv", "the simplest rule without blocks"),
+    "elastic": ("2 kv + d + query width", "one long block; refreshes only where attention drifted"),
+    "d2cache": ("2 kv", "one long block, with its certainty prior"),
+    "sparse": ("2 kv, of kept rows", "long prompts and long blocks: attention over fewer keys"),
+    "dpad": ("2 kv, of rows that exist", "long responses in blocks"),
+    "streaming": ("2 kv, of rows that exist", "the same, without chance"),
+    "window": ("2 kv", "long responses without blocks"),
+    "spa": ("2 kv + d + rank of response rows", "dLLM-Cache where deep layers change most"),
+    "dynamic": ("2 kv + d of response rows", "decoding that moves from neighbour to neighbour"),
+    "entropy": ("2 kv", "threshold decoding: sure tokens cost little")}
 PRESETS = {"none": "exact", "balanced": "balanced", "dual": "fastest"}
 CRITERIA = {"cosine": "lowest cosine", "l2": "largest distance (L2)", "random": "random rows",
             "last-recomputed": "lowest cosine to the last recomputed value",
@@ -197,6 +221,33 @@ def short_answers_table(results):
                          "operations saved"], rows)]
 
 
+def choice_table(results):
+    """One table of all policies: what each saves, what it cost, when to take it."""
+    shown = {}
+    for row in of_part(results, "policies"):
+        shown.setdefault(row.setting, {})[row.run.decoding] = row
+    rows = []
+    for setting, (memory, when) in CHOICE.items():
+        if setting not in shown:
+            continue
+        one, fast = (shown[setting].get(words) for words in ("one", study.FAST))
+
+        def cells(row):
+            if row is None:
+                return ["", ""]
+            if row.run.is_uncached():
+                return [f"{saved(row, results):.1f}x", "0"]
+            return [f"{saved(row, results):.1f}x", f"{100 * row.result['paired']['difference']:+.1f}"]
+
+        name = one.result["settings"]["policy"]
+        preset = f" ({PRESETS[setting]})" if setting in PRESETS else ""
+        rows.append([f"{NAMES[setting]}{preset}", f"`{name}`", *cells(one), *cells(fast),
+                     percent(one.result.get("agreement", 1)), memory, when])
+    return make_table(["method", "`--policy`", "saves, one token a step", "right answers, points",
+                       f"saves, {study.FAST.replace('-', ' ')}", "right answers, points",
+                       "same answer, %", "memory a row and layer", "take it for"], rows)
+
+
 def tasks_table(results):
     """Exact match by task in the main part."""
     tasks = ("from", "get", "json")
@@ -359,6 +410,7 @@ def main():
     draw_ratio(plt, results, options.results / "ratio.svg")
     fill(study.ROOT / "bench/RESULTS.md", "", lines)
     fill(study.ROOT / "README.md", "readme ", short_answers_table(results))
+    fill(study.ROOT / "docs/choose-a-policy.md", "choice ", choice_table(results))
 
 
 if __name__ == "__main__":
