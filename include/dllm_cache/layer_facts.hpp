@@ -17,16 +17,17 @@ struct LayerFacts {
   bool cached = false;  ///< Whether it lies in the plan's `cached_layers`.
   /// AttentionFact::ColumnSums, one a row of the sequence; 0 for rows that are not seen.
   std::span<const float> column_sums = {};
-  /// AttentionFact::HeadMeans `[watched, T]` of every layer that is done, this one last; rows that
-  /// are not seen have 0.
+  /// AttentionFact::HeadMeans `[watched, T]` of every layer that is done, this one last, of the
+  /// rows that were watched there; rows that are not seen have 0.
   std::span<const MatrixView<const float>> head_means = {};
-  /// AttentionFact::QueryScores, one a row of the sequence; -infinity for rows that are not seen.
+  /// AttentionFact::QueryScores, one a row of the sequence; -infinity for rows that none of the
+  /// watched sees.
   std::span<const float> query_scores = {};
   /// How like its last attention that of the plan's probes is: the mean over probes and visible
   /// keys of the cosine, over the heads, of p before this step's keys were stored and after; norms
   /// count as 1e-8 at least. NaN where nothing was probed.
   double probe_similarity = std::numeric_limits<double>::quiet_NaN();
-  /// The plan's watched rows.
+  /// The plan's watched rows, without those that have ended.
   std::span<const Index> watched = {};
 };
 

@@ -26,8 +26,8 @@
 // and what a program shows of them.
 namespace dllm_cache::inline v0_1 {
 
-/// Rows for one block after the other, as data; the text "36,40;;52;" has three lists, of which one
-/// is empty. There may be blanks in place of commas.
+/// Rows for one block after the other, as data; the text "36,40;;52;" has three lists. There may be
+/// blanks in place of commas.
 struct RowLists {
   std::vector<std::vector<Index>> blocks;
   friend bool operator==(const RowLists&, const RowLists&) = default;
@@ -184,6 +184,7 @@ template <OptionType T>
     std::vector<Index>& rows = lists.blocks.emplace_back();
     while (!list.empty()) {
       const std::size_t comma = std::min(list.find_first_of(", "), list.size());
+      if (comma + 1 == list.size()) return std::nullopt;  // nothing follows it
       const auto row = parse_option(list.substr(0, comma), OptionRange<Index>{});
       if (!row) return std::nullopt;
       rows.push_back(*row);

@@ -304,13 +304,7 @@ class StepPlanner {
   }
 
   void check_plan() const {
-    const Index open = m_final.open_in_step();
-    detail::PlanCheck{.plan = m_plan,
-                      .traits = m_traits,
-                      .context = m_context,
-                      .computed = m_computed,
-                      .stale = m_stale,
-                      .open = open}
+    detail::PlanCheck{m_plan, m_traits, m_context, m_computed, m_stale, m_final.open_in_step()}
         .run();
   }
 

@@ -116,7 +116,7 @@ class Workspace {
   void commit() {
     for (Sequence& sequence : m_sequences) {
       sequence.cache->m_planner.commit_step();
-      sequence.cache->m_features.end_step(sequence.cache->m_planner.plan().rows);
+      sequence.cache->m_features.end_step(sequence.cache->m_planner.plan());
       sequence.counts.rows = sequence.packed.size();
       sequence.cache->m_counts += sequence.counts;
     }

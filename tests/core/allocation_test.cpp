@@ -20,6 +20,7 @@ struct ThriftyLayer {
     fill(x, q);
     fill(x, k);
   }
+  void verify_feature(MatrixView<const float> x, MatrixView<float> f) const { fill(x, f); }
   void delta(MatrixView<const float> x, MatrixView<const float>, std::span<const Segment<Stored>>,
              MatrixView<float> u) const {
     fill(x, u);
@@ -32,6 +33,9 @@ struct ThriftyLayer {
 };
 
 constexpr ModelShape model{.layers = 3, .width = 40, .query_width = 48, .kv_width = 36};
+// The same for policies that look at attention or verify features.
+constexpr ModelShape watched_model{
+    .layers = 3, .width = 40, .query_width = 72, .kv_width = 36, .heads = 4, .verify_width = 5};
 
 template <class Stored>
 void step(Workspace<float, Stored>& workspace, std::span<FeatureCache<float, Stored>* const> caches,
@@ -81,6 +85,85 @@ TEMPLATE_TEST_CASE("Allocations: none after the first step of each kind", "[allo
                 step<Stored>(workspace, one, std::span(inputs).first(1), memory, random);
             }) == 0);
   }
+}
+
+TEST_CASE("Allocations: none by a policy that looks at attention, hides rows or remembers",
+          "[allocation]") {
+  // As a loop tells them: two blocks of six rows, one token a step from the left.
+  constexpr Index prompt = 5, rows = 17, block_rows = 6;
+  struct Kind {
+    const char* what;
+    AnyPolicy policy;
+  };
+  for (const Kind& kind :
+       {Kind{"elastic", ElasticPolicy{}}, Kind{"elastic, always cut", ElasticPolicy{.gamma = 2.0}},
+        Kind{"sparse", SparseDllmPolicy{}}, Kind{"dpad", DPadPolicy{.suffix_window = 5}},
+        Kind{"streaming", StreamingDllmPolicy{.suffix_window = 2}},
+        Kind{"d2cache", D2CachePolicy{.current_k = 3}},
+        Kind{"window", WindowDiffusionPolicy{.refresh_cycle = 3, .window_tokens = 4}},
+        Kind{"spa", SpaCachePolicy{.prompt_interval = 5, .response_interval = 3}},
+        Kind{"dynamic", DynamicDllmPolicy{2, 3}}, Kind{"entropy", EntropyCachePolicy{0.5, 3}}}) {
+    CAPTURE(kind.what);
+    Workspace<float> workspace;
+    const SequenceShape shape{.prompt = prompt, .response = rows - prompt};
+    FeatureCache<float> cache(watched_model, shape, kind.policy);
+    const std::vector<FeatureCache<float>*> one{&cache};
+    std::vector<float> memory(static_cast<std::size_t>(rows * model.width));
+    std::vector<std::uint8_t> masked(rows), changed(rows), candidates(rows);
+    std::vector<std::uint16_t> unchanged(rows);
+    const std::vector<float> likely(rows, 0.5F), unsure(rows, 0.25F);
+    const auto run = [&] {
+      RandomNumbers random(11);  // the same rows are watched each time
+      for (Index done = 0; done < rows - prompt; ++done) {
+        const Index begin = prompt + done / block_rows * block_rows;
+        for (Index row = 0; row < rows; ++row) {
+          const auto at = static_cast<std::size_t>(row);
+          masked[at] = row >= prompt + done ? 1 : 0;
+          changed[at] = done > 0 && row + 1 == prompt + done ? 1 : 0;
+          candidates[at] = masked[at] != 0 && row >= begin && row < begin + block_rows ? 1 : 0;
+          const bool decoded = row >= prompt && masked[at] == 0;
+          unchanged[at] =
+              static_cast<std::uint16_t>(decoded ? prompt + done - 1 - row : Index{65535});
+        }
+        const StepInput input{.block = {begin, begin + block_rows},
+                              .block_step = done % block_rows,
+                              .masked = masked,
+                              .changed = changed,
+                              .confidence = likely,
+                              .unchanged_steps = unchanged,
+                              .candidates = candidates,
+                              .entropy = unsure};
+        step<float>(workspace, one, std::span(&input, 1), memory, random);
+      }
+    };
+    run();
+    cache.reset(shape);
+    run();  // memories and those of open steps change places: both have grown by now
+    cache.reset(shape);
+    CHECK(allocations(run) == 0);
+    CHECK(cache.step() == rows - prompt);
+  }
+}
+
+TEST_CASE("Allocations: a sequence that hides and watches nothing takes nothing for it",
+          "[allocation]") {
+  // The same memory as ever, of features and of the workspace; see the count below.
+  NanResource memory;
+  RandomNumbers random(12);
+  Workspace<float> workspace(&memory);
+  FeatureCache<float> cache(watched_model, {.prompt = 6, .response = 19},
+                            DllmCachePolicy{4, 3, 0.25}, &memory);
+  ModelShape plain = watched_model;
+  plain.heads = plain.verify_width = 0;
+  CHECK(cache.bytes() == FeatureCache<float>::bytes_needed(plain, {.prompt = 6, .response = 19},
+                                                           DllmCachePolicy{4, 3, 0.25}));
+  const std::vector<FeatureCache<float>*> one{&cache};
+  const std::vector<StepInput> inputs(1);
+  std::vector<float> x(static_cast<std::size_t>(25 * model.width));
+  for (int i = 0; i < 6; ++i) step<float>(workspace, one, inputs, x, random);
+  // What a step takes beside memory of its own: nothing.
+  CHECK(allocations([&] { step<float>(workspace, one, inputs, x, random); }) == 0);
+  CHECK(cache.key_place(2, 24) == 24);
 }
 
 TEST_CASE("Allocations: a verified step allocates nothing that a full step did not need",

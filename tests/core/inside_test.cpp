@@ -433,6 +433,27 @@ TEST_CASE("Inside: a row that joins in the middle is its embedding and its store
   }
 }
 
+TEST_CASE("Inside: a fork owns the rows that a cut recomputed", "[inside]") {
+  CAPTURE(seed);
+  const Model model(2, seed);
+  for (const bool cuts : {false, true}) {
+    const auto policy = in_second_step(
+        [](StepPlan& plan) {
+          plan.reuse({0, 7});
+          plan.recompute(3);
+        },
+        [cuts](const LayerFacts&, LayerChange& change) { change.recompute_rest = cuts; });
+    Cache cache(model.shape(), seven, policy);
+    Workspace<float> workspace;
+    run_step(workspace, cache, model, numbers(7, 0));
+    Cache fork = cache.fork();
+    const Index shared = fork.own_bytes();
+    run_step(workspace, fork, model, numbers(7, 1));
+    CHECK(fork.own_bytes() > shared);
+    CHECK((fork.own_bytes() == fork.bytes()) == cuts);
+  }
+}
+
 TEST_CASE("Inside: all recomputed in layer 0 and a cut behind it are a plain forward", "[inside]") {
   CAPTURE(seed);
   const Model model(3, seed);

@@ -1,9 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 // Options told once: what follows from visit_options, and the table of policies.
+#include <array>
 #include <catch2/catch.hpp>
 #include <limits>
 #include <set>
 #include <string>
+#include <string_view>
+#include <utility>
 #include <vector>
 
 #include "dllm_cache/decoding/decoding_keys.hpp"
@@ -45,6 +48,33 @@ struct Clash {
   PolicyTraits traits(const SequenceShape&) const { return {.name = "clash"}; }
   void plan(const StepContext&, StepPlan&) const {}
 };
+// Kinds of values that came later.
+struct Lists {
+  static constexpr std::array<std::string_view, 3> colours = {"red", "green", "blue"};
+  Index kernel = 3;
+  Index colour = 1;
+  RowLists rows = {};
+
+  static void visit_options(auto& self, auto&& visit) {
+    visit("kernel", self.kernel,
+          OptionRange<Index>{.least = 1, .most = 9, .word = "none", .word_value = 1, .odd = true},
+          "an odd number");
+    visit("colour", self.colour, one_of(colours), "a word");
+    visit("rows", self.rows, OptionRange<RowLists>{}, "rows of blocks");
+  }
+};
+RowLists parsed(std::string_view text) {
+  Lists lists;
+  set_option(lists, "rows", text, "owner");
+  return lists.rows;
+}
+std::string refusal_of_list(std::string_view key, std::string_view text) {
+  Lists lists;
+  const std::string message = refused_argument([&] { set_option(lists, key, text, "owner"); });
+  CHECK(options_text(lists) == options_text(Lists{}));  // and nothing changed
+  return message;
+}
+
 static_assert(VisitsOptions<Everything> && CachePolicy<Everything>);
 static_assert(!VisitsOptions<NoCache>);
 
@@ -132,6 +162,81 @@ TEST_CASE("Options: what a program shows of them is all there", "[options]") {
   CHECK_FALSE(all[5].value);
 }
 
+TEST_CASE("Options: lists of rows for one block after the other are texts and back", "[options]") {
+  struct Pair {
+    RowLists lists;
+    std::string_view text;
+  };
+  for (const Pair& pair :
+       {Pair{{}, ""}, Pair{{{{}}}, ";"}, Pair{{{{0}}}, "0;"}, Pair{{{{36, 40}, {52}}}, "36,40;52;"},
+        Pair{{{{36, 40}, {}, {52}}}, "36,40;;52;"}, Pair{{{{}, {}, {7, 8, 900}}}, ";;7,8,900;"}}) {
+    CAPTURE(pair.text);
+    CHECK(option_text(pair.lists) == pair.text);
+    CHECK(parsed(pair.text) == pair.lists);
+  }
+  CHECK(parsed("36,40;52") == RowLists{{{36, 40}, {52}}});  // the last end may be left out
+  CHECK(options_text(Lists{.rows = {{{1, 2}}}}) == "kernel 3, colour green, rows 1,2;");
+}
+
+TEST_CASE("Options: lists of rows that are none, or not ascending, are refused",
+          "[options][refusal]") {
+  const std::string wants = "owner: rows must be a list of ascending rows for each block, got ";
+  for (const std::string text : {"a", "1,,2", ",1", "1,", "1 2", "1.5", "1;x;", "1,2,;3;"})
+    CHECK(refusal_of_list("rows", text) == wants + '"' + text + '"');
+  CHECK(refusal_of_list("rows", "-1") == wants + "-1;");
+  CHECK(refusal_of_list("rows", "5;3,2") == wants + "5;3,2;");
+  CHECK(refusal_of_list("rows", "3,3") == wants + "3,3;");
+  CHECK(refused_argument([] {
+          check_options(Lists{.rows = {{{2, 1}}}}, "Owner");
+        }) == "Owner: rows must be a list of ascending rows for each block, got 2,1;");
+}
+
+TEST_CASE("Options: a choice has words in texts and a number in code", "[options]") {
+  Lists lists;
+  for (const auto& [word, number] :
+       {std::pair("red", 0), std::pair("green", 1), std::pair("blue", 2)}) {
+    CHECK(set_option(lists, "colour", word, "owner"));
+    CHECK(lists.colour == number);
+    CHECK(options_text(lists).find(word) != std::string::npos);
+  }
+  CHECK(refusal_of_list("colour", "pink") ==
+        "owner: colour must be red, green or blue, got \"pink\"");
+  CHECK(refusal_of_list("colour", "1") == "owner: colour must be red, green or blue, got \"1\"");
+  CHECK(refusal_of_list("colour", "") == "owner: colour must be red, green or blue, got \"\"");
+  for (const Index number : {-1, 3})
+    CHECK(refused_argument([&] { check_options(Lists{.colour = number}, "Owner"); }) ==
+          "Owner: colour must be red, green or blue, got " + std::to_string(number));
+}
+
+TEST_CASE("Options: where odd numbers are wanted even ones are refused", "[options][refusal]") {
+  const std::string wants = "kernel must be odd and in [1, 9] or none, got ";
+  for (const char* even : {"0", "2", "8", "-2"})
+    CHECK(refusal_of_list("kernel", even) == "owner: " + wants + even);
+  CHECK(refusal_of_list("kernel", "11") == "owner: " + wants + "11");
+  CHECK(refusal_of_list("kernel", "-1") == "owner: " + wants + "-1");
+  Lists lists;
+  CHECK(set_option(lists, "kernel", "9", "owner"));
+  CHECK(lists.kernel == 9);
+  CHECK(set_option(lists, "kernel", "none", "owner"));
+  CHECK(lists.kernel == 1);
+  CHECK(options_text(lists).starts_with("kernel none"));
+  CHECK(refused_argument([] { check_options(Lists{.kernel = 4}, "Owner"); }) ==
+        "Owner: " + wants + "4");
+}
+
+TEST_CASE("Options: a program shows lists that are not given as not given, and words as words",
+          "[options]") {
+  const std::vector<OptionInfo> all = describe_options(Lists{});
+  REQUIRE(all.size() == 3);
+  CHECK(all[0].legal == "odd and in [1, 9] or none");
+  CHECK(all[0].kind == OptionKind::Integer);
+  CHECK(all[1].kind == OptionKind::Word);
+  CHECK(all[1].value == "green");
+  CHECK(all[2].kind == OptionKind::Rows);
+  CHECK_FALSE(all[2].value);
+  CHECK(describe_options(Lists{.rows = {{{4}}}})[2].value == "4;");
+}
+
 TEST_CASE("PolicyTable: every policy and preset is made with its defaults and with other options",
           "[options]") {
   const PolicyTable table = bundled_policies();
@@ -146,12 +251,9 @@ TEST_CASE("PolicyTable: every policy and preset is made with its defaults and wi
     OptionValues defaults;
     for (const OptionInfo& option : entry.options) {
       CHECK_FALSE(option.help.empty());
-      if (option.kind == OptionKind::Rows) {  // data, which nobody has by default
-        CHECK_FALSE(option.value);
-        continue;
-      }
-      REQUIRE(option.value);
-      defaults[option.key] = *option.value;
+      // Lists of rows alone may be left out.
+      CHECK((option.value.has_value() || option.kind == OptionKind::Rows));
+      if (option.value) defaults[option.key] = *option.value;
     }
     // Said or not, a default is the default.
     CHECK(table.make(entry.name, defaults).options() == policy.options());

@@ -542,7 +542,7 @@ Index run_one(std::uint64_t seed) {
 // DLLM_CACHE_RANDOM_RUNS: how many seeds; DLLM_CACHE_RANDOM_SEED: one alone.
 template <class Stored>
 void run_all() {
-  const std::uint64_t runs = number_from("DLLM_CACHE_RANDOM_RUNS", 300);
+  const std::uint64_t runs = number_from("DLLM_CACHE_RANDOM_RUNS", 240);
   const std::uint64_t first = number_from("DLLM_CACHE_RANDOM_SEED", 0);
   const bool one = std::getenv("DLLM_CACHE_RANDOM_SEED") != nullptr;
   Index steps = 0;

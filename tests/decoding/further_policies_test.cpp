@@ -65,9 +65,10 @@ struct Tokens {
 // Runs a policy beside plain updates; `selection` says what these do in a step.
 template <class Selection>
 void require_same_updates(const AnyPolicy& policy, const SequenceShape& shape, Index layers,
-                          bool projects, const Selection& selection) {
+                          bool projects, const Selection& selection, std::uint64_t text_seed) {
+  CAPTURE(text_seed);
   const TinyModel<float> model(layers, seed);
-  RandomNumbers random(seed + 1);
+  RandomNumbers random(text_seed);
   Tokens text(model, shape, random);
   FeatureCache<float> cache(model.shape(), shape, policy);
   PlainUpdates plain(model, shape, projects);
@@ -166,12 +167,15 @@ TEST_CASE("Policies: SPA-Cache gives what its definition gives, bit for bit",
           counts.push_back(static_cast<Index>(
               static_cast<double>(response) *
               shares.at(static_cast<double>(layer) / static_cast<double>(one.layers))));
-        require_same_updates(policy, shape, one.layers, true, [&](Index step, const Tokens&) {
-          const bool all = step <= policy.warmup_steps || step % policy.prompt_interval == 0;
-          return PlainSelection{.prompt_due = all,
-                                .response_due = all || step % policy.response_interval == 0,
-                                .counts = counts};
-        });
+        require_same_updates(
+            policy, shape, one.layers, true,
+            [&](Index step, const Tokens&) {
+              const bool all = step <= policy.warmup_steps || step % policy.prompt_interval == 0;
+              return PlainSelection{.prompt_due = all,
+                                    .response_due = all || step % policy.response_interval == 0,
+                                    .counts = counts};
+            },
+            seed + 1);
       }
 }
 
@@ -215,7 +219,8 @@ TEST_CASE("Policies: Dynamic-dLLM gives what its definition gives, bit for bit",
                   selection.always.insert(shape.prompt + row);
                 selection.counts.assign(3, budget);
                 return selection;
-              });
+              },
+              seed + static_cast<std::uint64_t>(10 * window + budget));
         }
 }
 

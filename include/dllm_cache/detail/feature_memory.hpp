@@ -72,10 +72,13 @@ class FeatureMemory {
 
   /// A step may write from here on.
   void begin_step() { m_written = true; }
-  /// A committed step wrote the rows with these actions.
-  void end_step(std::span<const RowAction> actions) {
+  /// A committed step wrote what this plan says, in so many layers.
+  void end_step(const StepPlan& plan, Index layers) {
+    // Outside the cached layers everything in the pass is recomputed.
+    const auto least =
+        plan.cached_layers == Range{0, layers} ? RowAction::Verify : RowAction::Reuse;
     for (std::size_t row = 0; row < m_shared.size(); ++row)
-      if (actions[row] >= RowAction::Verify) m_shared[row] = 0;
+      if (plan.rows[row] >= least) m_shared[row] = 0;
   }
   /// Nothing of what was shared is read again.
   void own_all() {

@@ -117,7 +117,7 @@ class StoredFeatures {
 
   /// A step may write from here on; see FeatureMemory.
   void begin_step() { m_memory.begin_step(); }
-  void end_step(std::span<const RowAction> actions) { m_memory.end_step(actions); }
+  void end_step(const StepPlan& plan) { m_memory.end_step(plan, m_layout.layers()); }
   /// Bytes without what is shared with others.
   [[nodiscard]] Index own_bytes() const {
     const Index rows = m_layout.rows(), shared = m_memory.shared_rows({0, rows});
