@@ -21,7 +21,7 @@
 
 // Checkpoint folders of LLaDA and Dream as GGUF files with the keys, names and layout that
 // convert_hf_to_gguf.py of ggml-org/llama.cpp gives them (conversion/llada.py, dream.py), but for
-// the tokenizer, which is left out.
+// the tokenizer, which is left out or numbers tokens.
 namespace ggml_runtime {
 
 using dllm_cache::Index;
@@ -33,10 +33,17 @@ using dllm_cache::Index;
   return row % ggml_blck_size(type) == 0 ? type : GGML_TYPE_F16;
 }
 
+/// What a file says of text. llama.cpp's programs refuse a file without a tokenizer.
+enum class Tokenizer {
+  None,
+  Numbers,  ///< The text of token 17 is `<17>`: text goes in and comes out as token ids.
+};
+
 /// Writes one GGUF file; see write_gguf().
 class GgufWriter {
  public:
-  GgufWriter(const std::filesystem::path& folder, ggml_type matrices)
+  GgufWriter(const std::filesystem::path& folder, ggml_type matrices,
+             Tokenizer tokenizer = Tokenizer::None)
       : m_folder(folder),
         m_model(dllm_cache::models::load_model(folder,
                                                {.backend = dllm_cache::models::Backend::Eigen})),
@@ -49,6 +56,7 @@ class GgufWriter {
     if (m_context == nullptr) throw std::bad_alloc();
     m_architecture = architecture();
     set_keys();
+    set_tokenizer(tokenizer);
     add_tensors();
   }
 
@@ -124,12 +132,37 @@ class GgufWriter {
     count("vocab_size", config.vocabulary);
     gguf_set_val_bool(g, (prefix + "attention.causal").c_str(), false);
     gguf_set_val_bool(g, "diffusion.shift_logits", dream);
-    gguf_set_val_str(g, "tokenizer.ggml.model", "no_vocab");
     gguf_set_val_u32(g, "tokenizer.ggml.mask_token_id",
                      static_cast<std::uint32_t>(config.special.mask));
     if (!config.special.end_of_text.empty())
       gguf_set_val_u32(g, "tokenizer.ggml.eos_token_id",
                        static_cast<std::uint32_t>(config.special.end_of_text.first()));
+  }
+
+  void set_tokenizer(Tokenizer tokenizer) {
+    gguf_context* const g = m_gguf.get();
+    if (tokenizer == Tokenizer::None) {
+      gguf_set_val_str(g, "tokenizer.ggml.model", "no_vocab");
+      return;
+    }
+    // llama.cpp finds user-defined tokens in a text before it splits the rest of it into bytes, for
+    // which there are no tokens here: whatever is not a number in angle brackets is dropped.
+    std::vector<std::string> texts;
+    for (Index token = 0; token < m_model->config.vocabulary; ++token)
+      texts.push_back("<" + std::to_string(token) + ">");
+    std::vector<const char*> pointers;
+    for (const std::string& text : texts) pointers.push_back(text.c_str());
+    const std::vector<std::int32_t> user_defined(texts.size(), 4);
+    gguf_set_val_str(g, "tokenizer.ggml.model", "gpt2");
+    gguf_set_val_str(g, "tokenizer.ggml.pre", "default");
+    gguf_set_arr_str(g, "tokenizer.ggml.tokens", pointers.data(), pointers.size());
+    gguf_set_arr_data(g, "tokenizer.ggml.token_type", GGUF_TYPE_INT32, user_defined.data(),
+                      user_defined.size());
+    gguf_set_arr_str(g, "tokenizer.ggml.merges", nullptr, 0);
+    gguf_set_val_bool(g, "tokenizer.ggml.add_bos_token", false);
+    // Else llama.cpp lays words of ChatML around a prompt.
+    gguf_set_val_str(g, "tokenizer.chat_template",
+                     "{% for message in messages %}{{ message['content'] }}{% endfor %}");
   }
 
   void add_tensors() {
@@ -228,16 +261,16 @@ class GgufWriter {
 };
 
 /// Writes the checkpoint in `folder` as the GGUF file `path`, matrices as `matrices` (F32, BF16,
-/// Q8_0 or Q4_K; see fitting_type()), norms and biases as F32. Gives how many tensors have which
-/// type.
+/// Q8_0 or Q4_K; see fitting_type()), norms and biases as F32, with that tokenizer. Gives how many
+/// tensors have which type.
 ///
 /// Throws std::runtime_error naming the file and what is not read or written: what load_model()
 /// refuses, other models than LLaDA and Dream, scaled rotary embeddings, and biases elsewhere than
 /// at queries, keys and values.
 inline std::map<std::string, int> write_gguf(const std::filesystem::path& folder,
-                                             const std::filesystem::path& path,
-                                             ggml_type matrices) {
-  GgufWriter writer(folder, matrices);
+                                             const std::filesystem::path& path, ggml_type matrices,
+                                             Tokenizer tokenizer = Tokenizer::None) {
+  GgufWriter writer(folder, matrices, tokenizer);
   writer.write(path);
   return writer.types();
 }

@@ -21,14 +21,21 @@ int main(int argc, char** argv) {
                                                   {"q4_k", GGML_TYPE_Q4_K}};
   app.add_option("--type", type, "type of the matrices: f32, bf16, q8_0 or q4_k")
       ->transform(CLI::CheckedTransformer(types));
+  bool numbers = false;
+  app.add_flag(
+      "--token-numbers", numbers,
+      "a tokenizer in which the text of token 17 is <17>, for programs of llama.cpp, which\n"
+      "refuse a file without one");
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {
     return app.exit(error) == 0 ? 0 : 2;
   }
   return programs::run_program("hf_to_gguf", [&] {
+    const auto tokenizer =
+        numbers ? ggml_runtime::Tokenizer::Numbers : ggml_runtime::Tokenizer::None;
     std::string line;
-    for (const auto& [name, count] : ggml_runtime::write_gguf(folder, file, type))
+    for (const auto& [name, count] : ggml_runtime::write_gguf(folder, file, type, tokenizer))
       line += (line.empty() ? "" : ", ") + std::to_string(count) + " " + name;
     std::printf("%s: tensors: %s\n", file.c_str(), line.c_str());
     return 0;

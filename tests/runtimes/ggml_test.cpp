@@ -388,6 +388,23 @@ TEST_CASE("ggml: with features of 16 bits the first tokens are those of float32"
   }
 }
 
+TEST_CASE("ggml: a tokenizer that numbers tokens changes no answer", "[ggml]") {
+  const testing::TemporaryFolder folder;
+  const std::filesystem::path file = folder / "model.gguf";
+  write_gguf(golden::folder() / "models" / "llada-tiny", file, GGML_TYPE_F32, Tokenizer::Numbers);
+  const gguf_context_ptr keys(gguf_init_from_file(file.c_str(), {true, nullptr}));
+  REQUIRE(keys != nullptr);
+  const auto list = [&](const char* name) {
+    return gguf_find_key(keys.get(), (std::string("tokenizer.ggml.") + name).c_str());
+  };
+  CHECK(gguf_get_arr_n(keys.get(), list("tokens")) == 96);
+  CHECK(gguf_get_arr_str(keys.get(), list("tokens"), 95) == std::string("<95>"));
+  CHECK(gguf_get_arr_n(keys.get(), list("token_type")) == 96);
+  CHECK(gguf_get_arr_n(keys.get(), list("merges")) == 0);
+  GgmlModel numbered = by_layers(file), plain = by_layers(gguf("llada-tiny"));
+  CHECK(some_tokens(numbered) == some_tokens(plain));
+}
+
 TEST_CASE("ggml: matrices come back from a file as they were, or as near as its type", "[ggml]") {
   const testing::TemporaryFolder folder;
   const testing::RandomCheckpoint written(folder / "model", testing::grouped_llada());
