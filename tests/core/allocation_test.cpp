@@ -101,7 +101,7 @@ TEST_CASE("Allocations: none by a policy that looks at attention, hides rows or 
         Kind{"streaming", StreamingDllmPolicy{.suffix_window = 2}},
         Kind{"d2cache", D2CachePolicy{.current_k = 3}},
         Kind{"window", WindowDiffusionPolicy{.refresh_cycle = 3, .window_tokens = 4}},
-        Kind{"spa", SpaCachePolicy{.prompt_interval = 5, .response_interval = 3}},
+        Kind{"spa", SpaCachePolicy{.prompt_interval = 5, .response_interval = 3, .proxy_rank = 0}},
         Kind{"dynamic", DynamicDllmPolicy{2, 3}}, Kind{"entropy", EntropyCachePolicy{0.5, 3}}}) {
     CAPTURE(kind.what);
     Workspace<float> workspace;

@@ -175,13 +175,15 @@ TEST_CASE("Options: lists of rows for one block after the other are texts and ba
     CHECK(parsed(pair.text) == pair.lists);
   }
   CHECK(parsed("36,40;52") == RowLists{{{36, 40}, {52}}});  // the last end may be left out
+  // For texts that have commas between options.
+  CHECK(parsed("36 40;52;") == RowLists{{{36, 40}, {52}}});
   CHECK(options_text(Lists{.rows = {{{1, 2}}}}) == "kernel 3, colour green, rows 1,2;");
 }
 
 TEST_CASE("Options: lists of rows that are none, or not ascending, are refused",
           "[options][refusal]") {
   const std::string wants = "owner: rows must be a list of ascending rows for each block, got ";
-  for (const std::string text : {"a", "1,,2", ",1", "1,", "1 2", "1.5", "1;x;", "1,2,;3;"})
+  for (const std::string text : {"a", "1,,2", ",1", "1,", "1  2", "1.5", "1;x;", "1,2,;3;"})
     CHECK(refusal_of_list("rows", text) == wants + '"' + text + '"');
   CHECK(refusal_of_list("rows", "-1") == wants + "-1;");
   CHECK(refusal_of_list("rows", "5;3,2") == wants + "5;3,2;");

@@ -30,9 +30,7 @@ std::vector<Named> policies() {
           {"dpad", DPadPolicy{.host_cache = 2, .suffix_window = 6}, true},
           {"streaming", StreamingDllmPolicy{.suffix_window = 3}, true},
           {"window", WindowDiffusionPolicy{.refresh_cycle = 4, .window_tokens = 6}},
-          {"spa", SpaCachePolicy{.prompt_interval = 6,
-                                 .response_interval = 3,
-                                 .proxy_rank = Model(seed, 2, 0).shape().verify_width}},
+          {"spa", SpaCachePolicy{.prompt_interval = 6, .response_interval = 3, .proxy_rank = 0}},
           {"dynamic", DynamicDllmPolicy{.layer_budget = 3, .window_size = 4}},
           {"entropy", EntropyCachePolicy{.entropy_threshold = 1.0, .recent_tokens = 2}}};
 }
@@ -80,8 +78,7 @@ TEST_CASE("Inside the loop: a policy that always computes all that exists is no 
            .host_cache = 0, .suffix_window = 1000, .suffix_sigma = 0.0, .suffix_scale = 10.0},
        true},
       {"window", WindowDiffusionPolicy{.refresh_cycle = 1}},
-      {"spa",
-       SpaCachePolicy{.prompt_interval = 1, .proxy_rank = Model(seed, 2, 0).shape().verify_width}},
+      {"spa", SpaCachePolicy{.prompt_interval = 1, .proxy_rank = 0}},
   };
   for (const Named& named : always) {
     // With a shifted head d2Cache leaves the row before the response out, whatever it is told.

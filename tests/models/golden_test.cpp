@@ -275,7 +275,7 @@ TEST_CASE("golden: hidden states, keys, values and logits of a forward are the r
   const auto backend = GENERATE(from_range(golden::backends()));
   models::ThreadTeam team(1);
   const std::vector<std::string> names = golden::cases("forward-");
-  REQUIRE(names.size() == 8);
+  REQUIRE(names.size() == 10);
   Index keys_compared = 0;
   for (const std::string& name : names) {
     const golden::Forward golden(name);
@@ -311,8 +311,10 @@ TEST_CASE("golden: hidden states, keys, values and logits of a forward are the r
       std::vector<float> last = hidden;
       if (config.decoder == "llada")
         model->final_norm.apply(x, dense_view(last.data(), rows, config.width), team);
-      CHECK(largest_difference(last, part("hidden." + std::to_string(layers))) <=
-            feature_tolerance);
+      // Some end with the hidden state before the last layer.
+      if (const std::string name = "hidden." + std::to_string(layers);
+          golden.expected.find(name) != nullptr)
+        CHECK(largest_difference(last, part(name)) <= feature_tolerance);
       std::vector<float> logits(static_cast<std::size_t>(rows * config.vocabulary));
       runner.logits(x, dense_view(logits.data(), rows, config.vocabulary));
       CHECK(largest_difference(logits, part("logits")) <= logit_tolerance);

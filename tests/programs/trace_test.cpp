@@ -102,7 +102,7 @@ void compare(const Json& data, const models::SafetensorsFile& trace) {
     REQUIRE(s.at("response") == response);
     const auto packed = from_base64(s.at("treatments"));
     const auto codes = from_base64(s.at("similarities"));
-    const std::size_t stride = (rows + 3) / 4;
+    const std::size_t stride = (rows + 1) / 2;
     REQUIRE(packed.size() == forwards * layers * stride);
     std::size_t verified = 0;
     for (std::size_t place = 0; place < forwards * layers; ++place) {
@@ -111,7 +111,7 @@ void compare(const Json& data, const models::SafetensorsFile& trace) {
       const models::Tensor& action = trace.at(name + "treatment");
       REQUIRE(action.shape[1] == static_cast<std::int64_t>(rows));
       for (std::size_t row = 0; row < rows; ++row)
-        REQUIRE((packed[place * stride + row / 4] >> 2 * (row % 4) & 3) ==
+        REQUIRE((packed[place * stride + row / 2] >> 4 * (row % 2) & 15) ==
                 element<std::uint8_t>(action, i * rows + row));
       const models::Tensor* similarity = trace.find(name + "similarity");
       if (similarity == nullptr) continue;
@@ -260,8 +260,8 @@ TEST_CASE("dllm-trace: damaged and foreign files are refused, naming file and te
       return true;
     });
   };
-  refused(altered("step2.layer0.treatment", [](auto&, auto& bytes) { bytes[5] = std::byte{4}; }),
-          "\"step2.layer0.treatment\": expected treatments 0 to 3, got 4");
+  refused(altered("step2.layer0.treatment", [](auto&, auto& bytes) { bytes[5] = std::byte{6}; }),
+          "\"step2.layer0.treatment\": expected treatments 0 to 5, got 6");
   refused(altered("step2.layer1.treatment",
                   [](auto& tensor, auto&) { std::swap(tensor.shape[0], tensor.shape[1]); }),
           "\"step2.layer1.treatment\"");

@@ -297,6 +297,7 @@ inline AnyPolicy random_policy(RandomNumbers& random) {
     case 19:
       return SpaCachePolicy{.prompt_interval = of({2, 5, never}),
                             .response_interval = of({2, 3, never}),
+                            .proxy_rank = 0,
                             .warmup_steps = of({0, 0, 1}),
                             .peak_share = 0.9};
     case 20:

@@ -24,7 +24,8 @@ namespace dllm_cache::inline v0_1 {
 struct SpaCachePolicy {
   Index prompt_interval = 50;   ///< Steps between full forwards; `refresh_steps` (50).
   Index response_interval = 7;  ///< Between response refreshes; `refresh_gen_steps` (7).
-  /// Rank of the projection, at least 1: the layers' verify_width; `proxy_rank` (128).
+  /// Rank of the projection, at least 1: the layers must have it as their verify_width; 0: whatever
+  /// they have; `proxy_rank` (128).
   Index proxy_rank = 128;
   Index warmup_steps = 0;     ///< Steps after the first that recompute everything too, at least 0;
                               ///< `n_warmup_steps` (0).
@@ -39,7 +40,7 @@ struct SpaCachePolicy {
     visit("prompt_interval", self.prompt_interval, steps_or_never, "steps between full forwards");
     visit("response_interval", self.response_interval, steps_or_never,
           "steps between response refreshes");
-    visit("proxy_rank", self.proxy_rank, at_least(1),
+    visit("proxy_rank", self.proxy_rank, OptionRange<Index>{.least = 1, .unset = 0},
           "rank of the projection of values that is compared");
     visit("warmup_steps", self.warmup_steps, at_least(0), "first steps that recompute everything");
     visit("peak_depth", self.peak_depth,
