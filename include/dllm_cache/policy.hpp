@@ -54,8 +54,8 @@ concept PlansSteps = requires(const P& policy, const StepContext& context, StepP
   { policy.plan(context, plan) } -> std::same_as<void>;
 };
 
-/// Part of CachePolicy, in place of PlansSteps: name a PolicyMemory `Memory` and write `void
-/// plan(const StepContext& context, Memory& memory, StepPlan& plan) const`.
+/// Part of CachePolicy, in place of PlansSteps: name a PolicyMemory `Memory` and write
+/// `void plan(const StepContext& context, Memory& memory, StepPlan& plan) const`.
 template <class P>
 concept PlansWithMemory = PolicyMemory<typename P::Memory> &&
     requires(const P& policy, const StepContext& context, typename P::Memory& memory,
@@ -63,10 +63,12 @@ concept PlansWithMemory = PolicyMemory<typename P::Memory> &&
   { policy.plan(context, memory, plan) } -> std::same_as<void>;
 };
 
-/// A policy that looks at each layer that is done, and may change what comes: write `void
-/// after_layer(const StepContext& context, const LayerFacts& facts, Memory& memory, LayerChange&
-/// change) const`. Of the context's caller's part `block`, `block_step` and `block_done` alone are
-/// known then; what else is needed goes into the memory.
+/// A policy that looks at each layer that is done, and may change what comes: write
+/// `void after_layer(const StepContext& context, const LayerFacts& facts, Memory& memory,
+/// LayerChange& change) const`.
+///
+/// Of what the caller knows the context tells `block`, `block_step` and `block_done` alone then;
+/// what else is needed goes into the memory.
 template <class P>
 concept WatchesLayers = PlansWithMemory<P> &&
     requires(const P& policy, const StepContext& context, const LayerFacts& facts,
