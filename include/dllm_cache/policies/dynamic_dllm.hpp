@@ -14,9 +14,10 @@ namespace dllm_cache::inline v0_1 {
 /// Values of all response rows are computed; recomputed are the rows around the last one that was
 /// decoded and, of the others, the `layer_budget` whose values changed most. Layer 0 is recomputed,
 /// nothing else is ever refreshed.
-/// Differs: every layer has the same budget. So it has there: the weights that should share it out
-/// by layer are softmax(1e-8 x) at that commit, and the code that would make them another is never
-/// called. The threshold that goes with it there drifts down step by step until everything is
+/// Differs: every layer has the same budget, `layer_budget` (there 32 / layers times that: the same
+/// for the 32 layers that it was written for). So it has there: the weights that should share it
+/// out by layer are softmax(1e-8 x) at that commit, and the code that would make them another is
+/// never called. The threshold that goes with it there drifts down step by step until everything is
 /// committed: it is not offered. Prompt rows are not in the pass after the first step.
 /// Bidirectional attention only.
 struct DynamicDllmPolicy {
