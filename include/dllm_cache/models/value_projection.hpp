@@ -5,7 +5,9 @@
 #include <Eigen/Eigenvalues>
 
 #include <cstddef>
+#include <memory>
 #include <span>
+#include <utility>
 #include <vector>
 
 #include "dllm_cache/models/compute/linear.hpp"
@@ -35,26 +37,22 @@ class ValueProjection {
     const Eigen::SelfAdjointEigenSolver<Eigen::MatrixXd> solver(squares);
     // Ascending: the last ones are the largest.
     const Eigen::MatrixXf first = solver.eigenvectors().rightCols(rank).template cast<float>();
-    m_weights.resize(static_cast<std::size_t>(rank * cols));
-    Eigen::Map<Matrix>(m_weights.data(), rank, cols).noalias() = first.transpose() * w;
+    auto weights = std::make_shared<std::vector<float>>(static_cast<std::size_t>(rank * cols));
+    Eigen::Map<Matrix>(weights->data(), rank, cols).noalias() = first.transpose() * w;
     Tensor tensor;
     tensor.name = weight.name + " (projection)";
     tensor.type = TensorType::F32;
     tensor.shape = {rank, cols};
-    tensor.bytes = std::as_bytes(std::span<const float>(m_weights));
+    tensor.bytes = std::as_bytes(std::span<const float>(*weights));
     m_linear = Linear(tensor, nullptr, options);
+    m_weights = std::move(weights);
   }
-  ValueProjection(ValueProjection&&) noexcept = default;
-  ValueProjection& operator=(ValueProjection&&) noexcept = default;
-  ValueProjection(const ValueProjection&) = delete;  // products may read the weights in place
-  ValueProjection& operator=(const ValueProjection&) = delete;
-  ~ValueProjection() = default;
 
   /// `[rank, width]`.
   [[nodiscard]] const Linear& linear() const { return m_linear; }
 
  private:
-  std::vector<float> m_weights;
+  std::shared_ptr<const std::vector<float>> m_weights;  // products may read them in place
   Linear m_linear;
 };
 
