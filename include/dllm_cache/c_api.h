@@ -64,6 +64,9 @@ typedef struct dllm_policy_info {
   const char* description;  ///< One line.
   const char* policy;       ///< Its own name, or that of the policy which a preset stands for.
   size_t option_count;
+  int64_t listed;  ///< Flag: lists can say what it asks for; 0: dllm_planner_create() refuses it,
+                   ///< as it decides between layers or verifies rows by a feature of its own.
+  int64_t hides_rows;  ///< Flag: it may hide rows; see dllm_shape.hides_rows.
 } dllm_policy_info;
 
 /// Kinds of values that options take.

@@ -53,17 +53,21 @@ struct StepSizes {
   friend auto operator<=>(const StepSizes&, const StepSizes&) = default;
 };
 
+/// What a policy wants that lists cannot say, in words for messages; null where they say it all.
+/// `hides` says that the runtime leaves hidden rows out of attention (StepLists::seen).
+[[nodiscard]] inline const char* beyond_lists(const AnyPolicy& policy, const PolicyTraits& traits,
+                                              bool hides) {
+  if (policy.watches_layers() || traits.watches_attention)
+    return "decides between layers, by attention that it watches";
+  if (traits.verifies_features || traits.stores_verified_keys)
+    return "verifies rows by a feature of its own";
+  return traits.hides_rows && !hides ? "hides rows" : nullptr;
+}
+
 /// Refuses a policy of which lists cannot say everything that it asks for: throws
-/// std::invalid_argument naming it and what it wants. `hides` says that the runtime leaves hidden
-/// rows out of attention (StepLists::seen).
+/// std::invalid_argument naming it and what it wants; see beyond_lists().
 inline void check_listed(const AnyPolicy& policy, const PolicyTraits& traits, bool hides) {
-  const char* const wants = policy.watches_layers() || traits.watches_attention
-                                ? "decides between layers, by attention that it watches"
-                            : traits.verifies_features || traits.stores_verified_keys
-                                ? "verifies rows by a feature of its own"
-                            : traits.hides_rows && !hides ? "hides rows"
-                                                          : nullptr;
-  if (wants != nullptr)
+  if (const char* const wants = beyond_lists(policy, traits, hides))
     base::refuse_argument("policy ", traits.name, " ", wants,
                           ", which whole steps cannot do here: run it layer by layer");
 }

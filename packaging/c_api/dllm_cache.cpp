@@ -221,8 +221,11 @@ dllm_status dllm_policy_at(size_t index, dllm_policy_info* info) {
   return guarded([&] {
     check_size(info, "dllm_policy_info");
     const PolicyTable::Entry& entry = entry_at(index);
+    const AnyPolicy policy = entry.make({});
+    const PolicyTraits traits = policy.traits({.prompt = 1, .response = 1});
     write(info, {0, entry.name.c_str(), entry.description.c_str(), entry.policy.c_str(),
-                 entry.options.size()});
+                 entry.options.size(), beyond_lists(policy, traits, true) == nullptr ? 1 : 0,
+                 traits.hides_rows ? 1 : 0});
   });
 }
 

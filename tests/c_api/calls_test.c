@@ -419,7 +419,8 @@ static void policies_and_their_options(void) {
   CHECK(dllm_policy_count() >= 13);
   for (i = 0; i < dllm_policy_count(); ++i) {
     dllm_policy_info policy = {.size = sizeof policy};
-    const dllm_shape shape = shape_of(4, 6);
+    dllm_shape shape = shape_of(4, 6);
+    shape.hides_rows = 1;
     CHECK(dllm_policy_at(i, &policy) == DLLM_OK);
     CHECK(policy.name[0] != '\0' && policy.description[0] != '\0');
     presets += strcmp(policy.name, policy.policy) != 0;
@@ -434,8 +435,19 @@ static void policies_and_their_options(void) {
       if (option.value == NULL) continue;
       /* What it tells is what it takes. */
       snprintf(text, sizeof text, "%s=%s", option.name, option.value);
+      if (!policy.listed) {
+        REFUSED(dllm_planner_create(policy.name, text, &shape, 3, &planner), DLLM_INVALID_ARGUMENT,
+                "which whole steps cannot do here");
+        continue;
+      }
       CHECK(dllm_planner_create(policy.name, text, &shape, 3, &planner) == DLLM_OK);
       dllm_planner_destroy(planner);
+      planner = NULL;
+      shape.hides_rows = 0;
+      CHECK((dllm_planner_create(policy.name, text, &shape, 3, &planner) == DLLM_OK) ==
+            !policy.hides_rows);
+      dllm_planner_destroy(planner);
+      shape.hides_rows = 1;
     }
     {
       dllm_option_info option = {.size = sizeof option};

@@ -75,14 +75,19 @@ static void embed(device* d, const dllm_step* step, const int32_t* tokens, float
                 0.5F * sinf((float)(step->positions[i] * (j + 1)));
 }
 
-/* The delta of one row, over the keys and values of rows [0, key_end). */
-static void attend(device* d, int layer, const float* x, int32_t key_end, float* delta) {
+/* The delta of one row, over the keys and values of rows [0, key_end) that exist. */
+static void attend(device* d, int layer, const float* x, const dllm_step* step, int32_t key_end,
+                   float* delta) {
   float query[WIDTH], seen[WIDTH] = {0}, sum = 0.0F;
-  int32_t row;
+  const int32_t end = step->seen != NULL ? step->seen_count : key_end;
+  int32_t key;
   int i;
   product(d->query[layer], x, query);
-  for (row = 0; row < key_end; ++row) {
-    const float weight = expf(fminf(dot(query, d->keys[layer][row]) / 4.0F, 20.0F));
+  for (key = 0; key < end; ++key) {
+    const int32_t row = step->seen != NULL ? step->seen[key] : key;
+    float weight;
+    if (row >= key_end) break;
+    weight = expf(fminf(dot(query, d->keys[layer][row]) / 4.0F, 20.0F));
     sum += weight;
     for (i = 0; i < WIDTH; ++i) seen[i] += weight * d->values[layer][row][i];
   }
@@ -110,7 +115,8 @@ static dllm_status run_layer(device* d, int layer, const dllm_step* step, float 
   }
   /* The verified rows that changed most, and those that are recomputed in any case. */
   if (of->verified > 0) {
-    const dllm_status status = dllm_select(sums, (size_t)of->verified, (size_t)step->verify_count,
+    const int32_t most = step->layer_counts ? step->layer_counts[layer] : step->verify_count;
+    const dllm_status status = dllm_select(sums, (size_t)of->verified, (size_t)most,
                                            step->similarity_threshold, again, &count);
     if (status != DLLM_OK) return status;
   }
@@ -121,7 +127,7 @@ static dllm_status run_layer(device* d, int layer, const dllm_step* step, float 
     product(d->key[layer], x[of->places[again[i]]], d->keys[layer][of->rows[again[i]]]);
   for (i = 0; i < (int32_t)count; ++i) {
     const int32_t place = of->places[again[i]];
-    attend(d, layer, x[place], step->key_ends[place], d->deltas[layer][of->rows[again[i]]]);
+    attend(d, layer, x[place], step, step->key_ends[place], d->deltas[layer][of->rows[again[i]]]);
   }
   /* Every row in the pass adds its delta, fresh or stored. */
   for (i = 0; i < step->row_count; ++i)
@@ -153,20 +159,22 @@ static dllm_status run_layers(device* d, const dllm_step* step, float x[][WIDTH]
   return DLLM_OK;
 }
 
-/* The likeliest token of a row and how sure it is. */
-static int32_t sample(device* d, const float* x, float* confidence) {
-  float best = -INFINITY, sum = 0.0F;
+/* The likeliest token of a row, how sure it is, and the entropy of all. */
+static int32_t sample(device* d, const float* x, float* confidence, float* entropy) {
+  float best = -INFINITY, sum = 0.0F, mean = 0.0F;
   int32_t token = 0, one;
   for (one = 0; one < MASK; ++one) {
     const float logit = dot(x, d->embedding[one]);
     CHECK(logit == logit);
     sum += expf(logit);
+    mean += expf(logit) * logit;
     if (logit > best) {
       best = logit;
       token = one;
     }
   }
   *confidence = expf(best) / sum;
+  *entropy = logf(sum) - mean / sum;
   return token;
 }
 
@@ -175,7 +183,8 @@ typedef struct sequence {
   int32_t tokens[ROWS];
   uint8_t masked[ROWS], changed[ROWS];
   uint16_t unchanged_steps[ROWS];
-  float confidence[ROWS];
+  uint8_t candidates[ROWS];
+  float confidence[ROWS], entropy[ROWS];
 } sequence;
 
 static void begin_sequence(sequence* s) {
@@ -199,12 +208,16 @@ static dllm_status denoise(device* d, dllm_planner* planner, sequence* s, int32_
                            .masked = s->masked,
                            .changed = s->changed,
                            .confidence = s->confidence,
-                           .unchanged_steps = s->unchanged_steps};
+                           .unchanged_steps = s->unchanged_steps,
+                           .candidates = s->candidates,
+                           .entropy = s->entropy};
   dllm_step step = {.size = sizeof step};
   float x[ROWS][WIDTH];
   int32_t i, surest = -1, token = MASK;
 
-  dllm_status status = dllm_step_begin(planner, &input, &step);
+  dllm_status status;
+  for (i = 0; i < ROWS; ++i) s->candidates[i] = s->masked[i] && i >= begin && i < begin + BLOCK;
+  status = dllm_step_begin(planner, &input, &step);
   if (status != DLLM_OK) return status; /* no step is open */
   prepare_graph(d, &step);
   embed(d, &step, s->tokens, x);
@@ -224,7 +237,7 @@ static dllm_status denoise(device* d, dllm_planner* planner, sequence* s, int32_
     const int32_t row = step.rows[i];
     int32_t likeliest;
     if (row < begin || row >= begin + BLOCK || !s->masked[row]) continue;
-    likeliest = sample(d, x[i], &s->confidence[row]);
+    likeliest = sample(d, x[i], &s->confidence[row], &s->entropy[row]);
     if (surest >= 0 && s->confidence[row] <= s->confidence[surest]) continue;
     surest = row;
     token = likeliest;
@@ -251,7 +264,8 @@ static dllm_planner* plan_with(const char* policy, const char* options, int32_t 
                       .prompt = PROMPT,
                       .response = RESPONSE,
                       .attention_block = attention_block,
-                      .attention_phase = attention_block ? PROMPT : 0};
+                      .attention_phase = attention_block ? PROMPT : 0,
+                      .hides_rows = 1}; /* attend() leaves them out */
   dllm_planner* planner = NULL;
   if (dllm_planner_create(policy, options, &shape, LAYERS, &planner) != DLLM_OK) {
     fprintf(stderr, "%s\n", dllm_last_error());
@@ -290,7 +304,7 @@ static dllm_counts generate(const char* policy, const char* options, int32_t att
 
 static void every_policy_decodes(void) {
   int32_t uncached[ROWS], tokens[ROWS];
-  size_t i;
+  size_t i, refused = 0;
   const dllm_counts whole = generate("none", NULL, 0, uncached, NULL);
   CHECK(whole.rows == ROWS * RESPONSE && whole.recomputed == whole.rows * LAYERS);
   for (i = 0; i < dllm_policy_count(); ++i) {
@@ -298,7 +312,14 @@ static void every_policy_decodes(void) {
     dllm_counts counts;
     int row, same = 0, graphs = 0;
     CHECK(dllm_policy_at(i, &policy) == DLLM_OK);
-    counts = generate(policy.name, "", 0, tokens, &graphs);
+    if (!policy.listed) {
+      CHECK(plan_with(policy.name, "", 0) == NULL);
+      ++refused;
+      continue;
+    }
+    /* This model is sure of nothing. */
+    counts = generate(policy.name, strcmp(policy.name, "entropy") == 0 ? "entropy_threshold=9" : "",
+                      0, tokens, &graphs);
     for (row = PROMPT; row < ROWS; ++row) same += tokens[row] == uncached[row];
     printf("%-12s %4d rows, %5d values, %5d recomputed, %d graphs, %d of %d tokens the same\n",
            policy.name, (int)counts.rows, (int)counts.values, (int)counts.recomputed, graphs, same,
@@ -310,6 +331,7 @@ static void every_policy_decodes(void) {
       CHECK(same == RESPONSE && graphs == 1);
     }
   }
+  CHECK(refused == 4); /* those that decide between layers or verify features of their own */
 }
 
 static void exact_settings_give_the_uncached_tokens(void) {
