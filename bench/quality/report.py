@@ -239,10 +239,10 @@ def choice_table(results):
                 return [f"{saved(row, results):.1f}x", "0"]
             return [f"{saved(row, results):.1f}x", f"{100 * row.result['paired']['difference']:+.1f}"]
 
-        name = one.result["settings"]["policy"]
+        name = (one or fast).result["settings"]["policy"]
         preset = f" ({PRESETS[setting]})" if setting in PRESETS else ""
         rows.append([f"{NAMES[setting]}{preset}", f"`{name}`", *cells(one), *cells(fast),
-                     percent(one.result.get("agreement", 1)), memory, when])
+                     percent((one or fast).result.get("agreement", 1)), memory, when])
     return make_table(["method", "`--policy`", "saves, one token a step", "right answers, points",
                        f"saves, {study.FAST.replace('-', ' ')}", "right answers, points",
                        "same answer, %", "memory a row and layer", "take it for"], rows)
