@@ -132,10 +132,12 @@ struct D2CachePolicy {
     const auto masked = context.masked.subspan(static_cast<std::size_t>(response.begin));
     memory.density.resize(masked.size());
     base::decoded_density(masked, density_sigma, memory.density);
-    memory.score.assign(static_cast<std::size_t>(response.begin), 0.0);
-    for (std::size_t i = 0; i < masked.size(); ++i)
-      memory.score.push_back(static_cast<double>(memory.confidence[memory.score.size()]) *
-                             memory.density[i]);
+    // One a row of the sequence, those of the prompt 0.
+    memory.score.assign(context.masked.size(), 0.0);
+    for (Index row = response.begin; row < response.end; ++row)
+      memory.score[static_cast<std::size_t>(row)] =
+          static_cast<double>(memory.confidence[static_cast<std::size_t>(row)]) *
+          memory.density[static_cast<std::size_t>(row - response.begin)];
     // Rows of the block come before all others.
     const double most = *std::max_element(memory.score.begin(), memory.score.end());
     for (const Index row : memory.open) memory.score[static_cast<std::size_t>(row)] += most;

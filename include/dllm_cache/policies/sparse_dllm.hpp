@@ -38,14 +38,10 @@ struct SparseDllmPolicy {
 
   struct Memory {
     std::vector<std::uint8_t> kept;  ///< `[layers, T]`, 1: the row is kept; empty: not chosen yet.
-    Index choosing = 0;              ///< 1: this step's layers choose.
     std::vector<float> pooled;       // scratch
     std::vector<Index> rows;
 
-    static void visit_fields(auto& self, auto&& visit) {
-      visit("kept", self.kept);
-      visit("choosing", self.choosing);
-    }
+    static void visit_fields(auto& self, auto&& visit) { visit("kept", self.kept); }
     [[nodiscard]] bool fits(const SequenceShape& shape, Index layers) const {
       return kept.empty() || static_cast<Index>(kept.size()) == layers * shape.rows();
     }
@@ -58,9 +54,8 @@ struct SparseDllmPolicy {
   void plan(const StepContext& context, Memory& memory, StepPlan& plan) const {
     const Range block = context.block;
     if (context.block_step < 2) memory.kept.clear();
-    memory.choosing = context.block_step == 1 ? 1 : 0;
     if (memory.kept.empty()) plan.recompute(context.unsettled());
-    if (memory.choosing != 0) {
+    if (chooses(context)) {
       memory.rows.clear();
       for (Index row = block.begin; row < block.end; ++row) memory.rows.push_back(row);
       plan.watch(memory.rows, AttentionFact::QueryScores);
@@ -75,7 +70,7 @@ struct SparseDllmPolicy {
 
   void after_layer(const StepContext& context, const LayerFacts& facts, Memory& memory,
                    LayerChange&) const {
-    if (memory.choosing == 0) return;
+    if (!chooses(context)) return;
     const auto rows = facts.query_scores.size();
     const Range block = context.block, live = context.live();
     // Rows outside the block lie side by side where it is cut out.
@@ -102,6 +97,8 @@ struct SparseDllmPolicy {
   }
 
  private:
+  // Whether this step's layers choose their keys.
+  static bool chooses(const StepContext& context) { return context.block_step == 1; }
   static std::span<std::uint8_t> kept_in(Memory& memory, Index layer, std::size_t rows) {
     return std::span(memory.kept).subspan(static_cast<std::size_t>(layer) * rows, rows);
   }
