@@ -17,8 +17,9 @@ namespace dllm_cache::inline v0_1 {
 /// GPU, in a graph) uses it alone.
 ///
 /// A step is begun, then committed, cancelled (as if never begun) or dropped (stale: the next step
-/// recomputes every live row without asking the policy, later ones keep their phase). Not
-/// synchronised; copyable; after construction a step allocates nothing.
+/// recomputes every live row that is not hidden and asks a policy only where it has a memory, later
+/// ones keep their phase). Not synchronised; copyable; allocates nothing once it has seen its
+/// largest step.
 class StepPlanner {
  public:
   /// Takes the policy for a sequence of this shape in a model of `layers >= 1` layers; throws
